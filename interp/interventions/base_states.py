@@ -1,0 +1,83 @@
+"""The base run of a sweep, once: every state from which a variant may depart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.interventions.plan import Plan
+from interp.interventions.run import Places
+from interp.models.block import rope_tables
+from interp.models.hooks import Core, original_attention, routed, tapped
+from interp.models.language_model import LanguageModel
+from interp.models.site import Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseStates:
+    """States of the base run, all [batch, pos, …].
+
+    Attributes:
+        resid: the stream at each layer boundary; `resid[n_layers]` is what the final norm receives.
+        keys, values: per layer, rotary applied: the prefix that every variant shares.
+        ropes: per layer, rotary tables [pos, d_rope], or None.
+        sites: activations where variants act first, and what joining there needs.
+    """
+
+    resid: tuple[Float[Tensor, "batch pos d_model"], ...]
+    keys: tuple[Float[Tensor, "batch pos kv_head d_head"], ...]
+    values: tuple[Float[Tensor, "batch pos kv_head d_head"], ...]
+    ropes: tuple[tuple[Tensor, ...] | None, ...]
+    sites: dict[Site, Tensor]
+
+    def at(self, site: Site) -> Tensor:
+        """The base activation of a site."""
+        if site.part == "resid_pre":
+            return self.resid[site.layer or 0]
+        if site.part == "resid_post":
+            return self.resid[(site.layer or 0) + 1]
+        return self.sites[site]
+
+
+@torch.no_grad()
+def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> BaseStates:
+    """Run the base once, by the network's own forward pass, and keep what the sweep may need.
+
+    Args:
+        plan: the base's own edits (one variant, often empty).
+        sites: where variants act.
+    """
+    prompts, last = plan.prompts, model.n_layers - 1
+    stream = [Site("resid_pre", layer) for layer in range(model.n_layers)] + [Site("resid_post", last)]
+    wanted = {site for site in sites if site.part not in ("resid_pre", "resid_post")}
+    kept: dict[Site, Tensor] = {}
+    places = Places(plan, wanted | set(stream), kept, len(prompts), prompts.ids.shape[1])
+    keys: dict[torch.nn.Module, Tensor] = {}
+    values: dict[torch.nn.Module, Tensor] = {}
+
+    def recording(inner: Core) -> Core:
+        def core(module, query, key, value, mask, **how):
+            keys[module], values[module] = key.transpose(1, 2), value.transpose(1, 2)
+            return inner(module, query, key, value, mask, **how)
+
+        return core
+
+    modules = [layer.attn for layer in model.layers if layer.attn is not None]
+    edited = places.cores(model)
+    cores = {module: recording(edited.get(module) or original_attention(module)) for module in modules}
+    with ExitStack() as hooks:
+        hooks.enter_context(tapped(places.watchers(model), len(prompts)))
+        calls = hooks.enter_context(routed(cores))
+        model.forward(prompts, all_logits=Site("logits") in wanted | plan.sites.keys())
+    return BaseStates(
+        resid=tuple(kept.pop(site) for site in stream),
+        keys=tuple(keys[module] for module in modules),
+        values=tuple(values[module] for module in modules),
+        ropes=tuple(rope_tables(calls[module]) for module in modules),
+        sites=kept,
+    )

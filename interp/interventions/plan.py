@@ -1,0 +1,384 @@
+"""From lists of edits to arrays: the form in which edits are checked, skipped, batched and applied.
+
+A *variant* is a list of edits. `compile_variants` turns many variants into a few `Ops`: per site, flat
+arrays of (variant, example, position, group) with an operand each, so that any subset of the
+(variant, example) pairs can be applied in one vectorised call, whatever rows they occupy. Everything a
+user can get wrong is found here, before a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError, ShapeError, SiteError
+from interp.interventions.captured import Run
+from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Scale, Swap, Value
+from interp.kernels.apply_edits import apply_edits, swap_subspace
+from interp.models.language_model import LanguageModel
+from interp.models.prompts import Prompts
+from interp.models.site import ATTENTION_PARTS, Site
+
+Index = np.ndarray
+"""A flat array of int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ops:
+    """Edits of one site that can be applied together: distinct places, one operation.
+
+    `group` is the head (0 for a part without heads); with `by_unit`, the flat index on (head, width), and
+    operands are single numbers.
+    """
+
+    site: Site
+    by_unit: bool
+    basis: Tensor | None
+    variant: Index
+    example: Index
+    position: Index
+    group: Index
+    keep: np.ndarray
+    operand: Index
+    table: Tensor
+
+    def __len__(self) -> int:
+        return len(self.variant)
+
+    def select(self, chosen: np.ndarray) -> Ops:
+        """The edits at these indices (or where a mask is true)."""
+        arrays = ("variant", "example", "position", "group", "keep", "operand")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
+
+    def apply(self, x: Tensor, token: Index) -> Tensor:
+        """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`."""
+        shape, device = x.shape, x.device
+        flat = x.reshape(shape[0], -1, 1) if self.by_unit else x.reshape(shape[0], -1, shape[-1])
+        at, group = torch.from_numpy(token).to(device), torch.from_numpy(self.group).to(device)
+        # Attention rows end with the last live key; what an operand says about later keys is moot.
+        operand = self.table[torch.from_numpy(self.operand).to(device)][:, : flat.shape[-1]].to(x.dtype)
+        if self.basis is not None:
+            return swap_subspace(flat, at, group, operand, self.basis.to(x.dtype)).view(shape)
+        keep = torch.from_numpy(self.keep).to(device, x.dtype)
+        return apply_edits(flat, at, group, keep, operand).view(shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Compiled variants: the ops of every site, in the order in which they act."""
+
+    prompts: Prompts
+    n_variants: int
+    sites: dict[Site, tuple[Ops, ...]]
+
+
+def compile_variants(model: LanguageModel, prompts: Prompts, variants: Sequence[Sequence[Edit]]) -> Plan:
+    """The plan of many variants, each applied to every prompt.
+
+    Raises:
+        SiteError: a part, layer or head that the model does not have or cannot serve.
+        InterpError: a position or row outside the prompts; a query left without any key.
+        ShapeError: a value that does not fit its site, or is not finite.
+    """
+    gathered: dict[tuple, _Gathered] = {}
+    checks = _Checks()
+    for variant, edits in enumerate(variants):
+        wave: dict[Site, int] = defaultdict(int)
+        for edit in edits:
+            parts = _resolve(model, prompts, edit, checks)
+            site = parts.site
+            key = (site, wave[site], parts.by_unit, None if parts.basis is None else id(parts.basis))
+            wave[site] += 1
+            if key not in gathered:
+                gathered[key] = _Gathered(parts.basis)
+            gathered[key].add(variant, parts)
+    sites: dict[Site, list[Ops]] = defaultdict(list)
+    for (site, _, by_unit, _), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
+        sites[site].append(ops.build(site, by_unit))
+    return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
+
+
+@dataclass(slots=True, eq=False)
+class _Resolved:
+    """One edit as flat arrays."""
+
+    site: Site
+    example: Index
+    position: Index
+    group: Index
+    keep: float
+    operand: Index
+    table: Tensor
+    by_unit: bool = False
+    basis: Tensor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Gathered:
+    basis: Tensor | None
+    columns: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    tables: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, variant: int, parts: _Resolved) -> None:
+        if id(parts.table) not in self.tables:
+            self.tables[id(parts.table)] = (self.size, parts.table)
+            self.size += len(parts.table)
+        start = self.tables[id(parts.table)][0]
+        n = len(parts.example)
+        self.columns["variant"].append(np.full(n, variant))
+        self.columns["example"].append(parts.example)
+        self.columns["position"].append(parts.position)
+        self.columns["group"].append(parts.group)
+        self.columns["keep"].append(np.full(n, parts.keep))
+        self.columns["operand"].append(parts.operand + start)
+
+    def build(self, site: Site, by_unit: bool) -> Ops:
+        tables = [table for _, table in self.tables.values()]
+        columns = {name: np.concatenate(arrays) for name, arrays in self.columns.items()}
+        return Ops(site, by_unit, self.basis, table=tables[0] if len(tables) == 1 else torch.cat(tables), **columns)
+
+
+class _Checks:
+    """Values already converted and found finite, so that a source shared by a thousand edits is looked at once."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple, tuple[object, Tensor]] = {}
+
+    def table(self, value: object, key: tuple, make: Callable[[], Tensor], what: str) -> Tensor:
+        key = (id(value), *key)
+        if key not in self._tables:
+            table = make()
+            # -inf is a legal attention score, and only there.
+            bad = torch.isnan(table).any() if "attn_scores" in what else not torch.isfinite(table).all()
+            if bad:
+                raise ShapeError(f"The value of the edit at {what} holds NaN or infinite numbers.")
+            self._tables[key] = (value, table)  # holding the value keeps its id from being reused
+        return self._tables[key][1]
+
+
+def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks) -> _Resolved:
+    site = model.check(edit.site)
+    if isinstance(edit, Knockout):
+        return _resolve_knockout(model, prompts, edit)
+    example, position, slot, n_slots = _places(prompts, edit.positions, edit.rows, site)
+    heads = model.heads_of(site.part) or 1
+    chosen = np.arange(heads) if site.head is None else np.array([site.head])
+    units = getattr(edit, "units", None)
+    match edit:
+        case Replace(value=value):
+            keep = 0.0
+        case Add(value=value):
+            keep = 1.0
+            value = _scaled(value, edit.scale, site)
+        case Scale(factor=factor):
+            value, keep = 0.0, float(factor)
+        case Ablate():
+            value, keep = _ablation(edit, site), 0.0
+        case Swap(source=value):
+            keep = 0.0
+    table, row_stride, slot_stride, per_head, by_place = _table(model, prompts, site, value, edit, n_slots, checks)
+    if by_place:  # a run: indexed by (row, position) of the source
+        start = example * row_stride + position * slot_stride
+    else:
+        rows = np.arange(len(prompts)) if edit.rows is None else np.asarray(edit.rows)
+        row_rank = np.searchsorted(rows, example, sorter=np.argsort(rows))
+        start = np.argsort(rows)[row_rank] * row_stride + slot * slot_stride
+    if site.part in ATTENTION_PARTS and by_place:
+        head_stride = per_head
+    else:
+        head_stride = 1 if per_head else 0
+    group = np.tile(chosen, len(example))
+    operand = np.repeat(start, len(chosen)) + group * head_stride
+    example, position = np.repeat(example, len(chosen)), np.repeat(position, len(chosen))
+    basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
+    resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis)
+    return resolved if units is None else _by_unit(model, resolved, np.asarray(units), value, checks)
+
+
+def _places(
+    prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site
+) -> tuple[Index, Index, Index, int]:
+    """(example, position, slot) of every place an edit touches; `slot` is the column of its own positions."""
+    lengths = prompts.lengths.cpu().numpy()
+    chosen = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(lengths)):
+        raise InterpError(f"Edit at {site}: rows {chosen.tolist()} of a batch of {len(lengths)} prompts (0 to {len(lengths) - 1}).")
+    lengths = lengths[chosen]
+    if positions is None:
+        width = int(prompts.lengths.max())
+        grid = np.broadcast_to(np.arange(width), (len(chosen), width))
+        row, slot = np.nonzero(grid < lengths[:, None])
+        return chosen[row], slot, slot, width
+    asked = np.asarray(positions.cpu() if isinstance(positions, Tensor) else positions, dtype=np.int64)
+    if asked.ndim == 2 and len(asked) == len(prompts) and rows is not None:
+        asked = asked[chosen]
+    grid = np.broadcast_to(np.atleast_1d(asked), (len(chosen), asked.shape[-1] if asked.ndim else 1))
+    outside = (grid >= lengths[:, None]) | (grid < -lengths[:, None])
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        length = int(lengths[row])
+        raise InterpError(
+            f"Edit at {site}: position {grid[row, column]} is outside prompt {chosen[row]}, which has {length} tokens "
+            f"(0 to {length - 1}, or -{length} to -1)."
+        )
+    grid = np.where(grid < 0, grid + lengths[:, None], grid)
+    if any(len(set(row)) < len(row) for row in grid.tolist()):
+        raise InterpError(f"Edit at {site}: positions {grid.tolist()} name one place twice.")
+    slot = np.tile(np.arange(grid.shape[1]), len(chosen))
+    return np.repeat(chosen, grid.shape[1]), grid.reshape(-1), slot, grid.shape[1]
+
+
+def _table(
+    model: LanguageModel, prompts: Prompts, site: Site, value: Value, edit: Edit, n_slots: int, checks: _Checks
+) -> tuple[Tensor, int, int, int, bool]:
+    """(operands [n, width], row stride, slot stride, head stride or 0, indexed by source place?)."""
+    width = model.width_of(site.part) or prompts.ids.shape[1]
+    heads = model.heads_of(site.part)
+    attention = site.part in ATTENTION_PARTS
+    if isinstance(value, Run):
+        source = value[site.all_heads]
+        _check_source(prompts, value, site)
+        table = checks.table(source, (), lambda: source.reshape(-1, source.shape[-1]), str(site))
+        if attention:  # [batch head query key]
+            rows = 0 if len(source) == 1 else source.shape[1] * source.shape[2]
+            return table, rows, 1, source.shape[2], True
+        rows = 0 if len(source) == 1 else source.shape[1] * (heads or 1)
+        return table, rows, heads or 1, 1 if heads else 0, True
+    if isinstance(value, Tensor):
+        tail = (heads, width) if heads and site.head is None else (width,)
+        if (units := getattr(edit, "units", None)) is not None:
+            tail = (*tail[:-1], len(units))
+        n_rows = len(prompts) if edit.rows is None else len(edit.rows)
+        lead = tuple(value.shape[: value.ndim - len(tail)])
+        fits = tuple(value.shape[value.ndim - len(tail) :]) == tail and len(lead) <= 2
+        lead = (1,) * (2 - len(lead)) + lead
+        if not (fits and lead[0] in (1, n_rows) and lead[1] in (1, n_slots)):
+            raise ShapeError(
+                f"The value of the {type(edit).__name__} at {site} has shape {list(value.shape)}; it must broadcast "
+                f"to [row={n_rows}, position={n_slots}, {', '.join(map(str, tail))}]."
+            )
+        table = checks.table(value, tail, lambda: value.reshape(-1, tail[-1]), str(site))
+        per = tail[0] if len(tail) == 2 else 1
+        return (
+            table,
+            0 if lead[0] == 1 else lead[1] * per,
+            0 if lead[1] == 1 else per,
+            1 if len(tail) == 2 else 0,
+            False,
+        )
+    like = model.unembed.weight
+    number = float(value)
+    table = checks.table(None, (width, number), lambda: like.new_full((1, width), number), str(site))
+    return table, 0, 0, 0, False
+
+
+def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
+    theirs = source.prompts.lengths
+    if len(theirs) not in (1, len(prompts)):
+        raise ShapeError(
+            f"The source run at {site} has {len(theirs)} prompts, the base {len(prompts)}; give as many, or one for all."
+        )
+    if not torch.equal(theirs.expand(len(prompts)), prompts.lengths):
+        row = int((theirs.expand(len(prompts)) != prompts.lengths).nonzero()[0])
+        raise ShapeError(
+            f"The source run at {site} and the base differ in length at prompt {row}: "
+            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions would not "
+            "correspond; give prompts of equal token length, or a tensor of values."
+        )
+
+
+def _scaled(value: Value, scale: float, site: Site) -> Value:
+    if scale == 1.0:
+        return value
+    if isinstance(value, Run):
+        return replace(value, activations={site.all_heads: scale * value[site.all_heads]})
+    return scale * value
+
+
+def _ablation(edit: Ablate, site: Site) -> Value:
+    if edit.kind == "zero":
+        return 0.0
+    if edit.kind not in ("mean", "resample"):
+        raise InterpError(f"Ablate({site}): kind {edit.kind!r}; allowed: zero, mean, resample.")
+    if edit.over is None:
+        raise InterpError(f"Ablate({site}, {edit.kind!r}) needs `over`, a run that captured {site.all_heads}.")
+    x, prompts = edit.over[site.all_heads], edit.over.prompts
+    if site.part in ATTENTION_PARTS:
+        raise SiteError(f"Ablate({site}, {edit.kind!r}): attention rows of different queries have no common mean; use zero or Replace.")
+    if edit.kind == "resample":
+        if len(x) < 2:
+            raise InterpError(f"Ablate({site}, 'resample') needs a run of at least two prompts; got {len(x)}.")
+        generator = torch.Generator().manual_seed(edit.seed)
+        order = torch.randperm(len(x), generator=generator)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # one long cycle: nobody is replaced by itself
+        return Run(prompts.select(other), None, {site.all_heads: x[other.to(x.device)]})
+    mask = prompts.mask.view(*prompts.mask.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
+    if edit.per_position:
+        mean = (x * mask).sum(0, keepdim=True) / mask.sum(0, keepdim=True).clamp(min=1)
+        one = prompts.select([int(prompts.lengths.argmax())])
+        return Run(one, None, {site.all_heads: mean})
+    mean = (x * mask).sum((0, 1)) / mask.sum()
+    return mean if site.head is None else mean[site.head]
+
+
+def _basis(model: LanguageModel, site: Site, basis: Tensor) -> Tensor:
+    width = model.width_of(site.part)
+    if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] > basis.shape[0]:
+        raise ShapeError(f"Swap at {site}: the basis has shape {list(basis.shape)}; it must be [{width}, rank ≤ {width}].")
+    gram = basis.detach().T @ basis.detach()
+    if (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max() > 1e-3:
+        raise ShapeError(f"Swap at {site}: the columns of the basis are not orthonormal (take torch.linalg.qr of it).")
+    return basis
+
+
+def _by_unit(model: LanguageModel, whole: _Resolved, units: np.ndarray, value: Value, checks: _Checks) -> _Resolved:
+    """The same edit on single units of the last axis: groups are flat (head, unit) indices."""
+    width = model.width_of(whole.site.part)
+    if width is None:
+        raise SiteError(f"{whole.site} has keys, not units; edit whole rows, or cut edges with Knockout.")
+    if units.min() < 0 or units.max() >= width:
+        raise InterpError(f"Edit at {whole.site}: units {units.min()} to {units.max()} of a width of {width} (0 to {width - 1}).")
+    n, columns = len(units), whole.table.shape[-1]
+    own = np.arange(n) if isinstance(value, Tensor) else units
+    return replace(
+        whole,
+        example=np.repeat(whole.example, n),
+        position=np.repeat(whole.position, n),
+        group=np.repeat(whole.group, n) * width + np.tile(units, len(whole.group)),
+        operand=np.repeat(whole.operand, n) * columns + np.tile(own, len(whole.operand)),
+        table=checks.table(whole.table, ("unit",), lambda: whole.table.reshape(-1, 1), str(whole.site)),
+        by_unit=True,
+    )
+
+
+def _resolve_knockout(model: LanguageModel, prompts: Prompts, edit: Knockout) -> _Resolved:
+    """A knockout adds −inf to the scores of the cut edges."""
+    site = edit.site
+    example, position, _, _ = _places(prompts, edit.positions, edit.rows, site)
+    key_example, key, _, _ = _places(prompts, edit.keys, edit.rows, site)
+    width = prompts.ids.shape[1]
+    cut = np.zeros((len(prompts), width), dtype=bool)
+    cut[key_example, key] = True
+    visible = np.arange(width)[None, :] <= position[:, None]
+    blind = ~(visible & ~cut[example]).any(1)
+    if blind.any():
+        query = int(position[blind][0])
+        raise InterpError(f"Knockout at {site}: query {query} would see no key at all; leave it one (itself, say).")
+    heads = np.arange(model.n_heads) if site.head is None else np.array([site.head])
+    table = torch.zeros(cut.shape, dtype=model.dtype).masked_fill(torch.from_numpy(cut), -torch.inf).to(model.device)
+    return _Resolved(
+        site.all_heads,
+        np.repeat(example, len(heads)),
+        np.repeat(position, len(heads)),
+        np.tile(heads, len(example)),
+        1.0,
+        np.repeat(example, len(heads)),
+        table,
+    )

@@ -1,0 +1,140 @@
+"""Causal attention over packed rows that share a prefix.
+
+The rows of a sweep differ from the base run only from some position on. A *segment* is a set of rows
+of one example that are live from the same position: `rows` × `length` query tokens, packed one row
+after the other, each row attending to the base run's keys and values before `start` and to its own
+from there on. Nothing of the base run is stored more than once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+EditAttention = Callable[["Segment", Tensor], Tensor]
+"""(segment, [row head query key]) → the same shape, edited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`rows` packed rows of `length` tokens from token `offset` on, live from position `start`."""
+
+    offset: int
+    rows: int
+    start: int
+    length: int
+    example: int
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.offset, self.offset + self.rows * self.length)
+
+
+def segment_attention(
+    query: Float[Tensor, "token head d_head"],
+    key: Float[Tensor, "token kv_head d_head"],
+    value: Float[Tensor, "token kv_head d_head"],
+    prefix_key: Float[Tensor, "example pos kv_head d_head"],
+    prefix_value: Float[Tensor, "example pos kv_head d_head"],
+    segments: Sequence[Segment],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    softmax_dtype: torch.dtype | None = None,
+    edit_scores: EditAttention | None = None,
+    edit_pattern: EditAttention | None = None,
+) -> Float[Tensor, "token head d_head"]:
+    """Attention output of every packed token.
+
+    Args:
+        window: a query sees at most this many keys, itself included (sliding-window layers).
+        softmax_dtype: type in which the weights are computed, `None` for the queries' own. (Explicit
+            attention in transformers uses float32 whatever the model's type.)
+        edit_scores, edit_pattern: change the scaled, capped and masked scores, or the weights.
+    """
+    out = []
+    for segment in segments:
+        shape = (segment.rows, segment.length)
+        q, k, v = (t[segment.tokens].unflatten(0, shape) for t in (query, key, value))
+        before_k = prefix_key[segment.example, : segment.start]
+        before_v = prefix_value[segment.example, : segment.start]
+        explicit = not (softcap is softmax_dtype is edit_scores is edit_pattern is None)
+        # Copying the prefix for every row costs 2 · kv_head · d_head numbers per key and row; keeping
+        # the scores costs head · length. Short suffixes are cheaper by their scores.
+        if explicit or q.shape[2] * segment.length < 2 * k.shape[2] * k.shape[3]:
+            hidden = _hidden(segment.start, segment.length, window, q.device)
+            scores = _scores(q, k, before_k, scaling, softcap)
+            if hidden is not None:
+                scores = scores.masked_fill(hidden[:, None], -torch.inf)
+            if edit_scores is not None:
+                scores = _by_head(edit_scores, segment, scores)
+                if hidden is not None:  # an edit reveals no later key
+                    scores = scores.masked_fill(hidden[:, None], -torch.inf)
+            pattern = scores.softmax(-1, dtype=softmax_dtype).to(q.dtype)
+            if edit_pattern is not None:
+                pattern = _by_head(edit_pattern, segment, pattern)
+                if hidden is not None:
+                    pattern = pattern.masked_fill(hidden[:, None], 0)
+            z = _weigh(pattern, v, before_v)
+        else:
+            z = _fused(q, k, v, before_k, before_v, scaling, window)
+        out.append(z.flatten(0, 1))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _hidden(start: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[query, key], True where a query may not look; None where nothing is hidden."""
+    if length == 1 and (window is None or start < window):
+        return None
+    queries = torch.arange(start, start + length, device=device)[:, None]
+    keys = torch.arange(start + length, device=device)
+    later = keys > queries
+    return later if window is None else later | (keys <= queries - window)
+
+
+def _fused(q, k, v, before_k, before_v, scaling, window) -> Tensor:
+    rows, start = q.shape[0], before_k.shape[0]
+    if start:
+        k = torch.cat([before_k.expand(rows, -1, -1, -1), k], 1)
+        v = torch.cat([before_v.expand(rows, -1, -1, -1), v], 1)
+    hidden = _hidden(start, q.shape[1], window, q.device) if start or window is not None else None
+    groups = q.shape[2] // k.shape[2]
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+        attn_mask=None if hidden is None else ~hidden, is_causal=not start and window is None, scale=scaling, enable_gqa=groups > 1,
+    )  # fmt: skip
+    return z.transpose(1, 2)
+
+
+def _scores(q, k, before_k, scaling, softcap) -> Float[Tensor, "kv_head row query group key"]:
+    """Scaled and capped scores; the heads of a group are more queries of their key head."""
+    rows, length, heads, d_head = q.shape
+    kv_heads = k.shape[2]
+    groups = heads // kv_heads
+    q = q.unflatten(2, (kv_heads, groups)).permute(2, 0, 1, 3, 4).reshape(kv_heads, rows, length * groups, d_head)
+    shared = (q.flatten(1, 2) @ before_k.permute(1, 2, 0)).unflatten(1, (rows, length * groups))
+    scores = torch.cat([shared, q @ k.permute(2, 0, 3, 1)], -1) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return scores.unflatten(2, (length, groups))
+
+
+def _by_head(edit: EditAttention, segment: Segment, x: Tensor) -> Tensor:
+    kv_heads, _, _, groups, _ = x.shape
+    edited = edit(segment, x.permute(1, 0, 3, 2, 4).flatten(1, 2))
+    return edited.unflatten(1, (kv_heads, groups)).permute(1, 0, 3, 2, 4)
+
+
+def _weigh(pattern, v, before_v) -> Float[Tensor, "row query head d_head"]:
+    _, rows, length, groups, _ = pattern.shape
+    start = before_v.shape[0]
+    flat = pattern.flatten(2, 3)
+    shared = (flat[..., :start].flatten(1, 2) @ before_v.transpose(0, 1)).unflatten(1, (rows, length * groups))
+    z = shared + flat[..., start:] @ v.permute(2, 0, 1, 3)
+    return z.unflatten(2, (length, groups)).permute(1, 2, 0, 3, 4).flatten(2, 3)

@@ -1,0 +1,196 @@
+"""Hooks: the only place that attaches anything to a network, and always takes it off again.
+
+Two mechanisms. `tapped` lets functions see, and replace, the tensors at taps. `routed` makes chosen
+attention modules compute their attention in a function of ours (their *core*), while projections,
+rotary embeddings and everything else stay the network's own; modules that are not routed keep the
+implementation they had (SDPA, usually). Both end with the block, also on an exception or Ctrl-C, and
+`tapped` ends with an error if one of its taps was never reached.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from interp.errors import UnfiredError
+from interp.models.tap import Tap
+
+Watcher = Callable[[Tensor], Tensor | None]
+"""Sees a tap's view; returns its replacement, or None to leave it."""
+
+
+class Core(Protocol):
+    """What a routed attention module calls instead of its attention function.
+
+    `query` is [batch, head, query, d_head]; `key`, `value` [batch, kv_head, key, d_head], rotary already
+    applied; `how` holds the module's own scaling, softcap, sliding_window. Returns [batch, query, head, d_head].
+    """
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
+    ) -> Tensor: ...
+
+
+@contextmanager
+def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int) -> Iterator[None]:
+    """While the block runs, each watcher sees its tap's tensor on every forward pass.
+
+    Args:
+        watchers: (name for messages, tap, function), applied in this order at a shared tap.
+        batch: rows of the forward pass; tells [batch · pos, width] apart (OPT flattens its tokens).
+
+    Raises:
+        UnfiredError: on leaving the block normally, if a tap was not reached.
+    """
+    fired = dict.fromkeys((name for name, _, _ in watchers), False)
+    handles = []
+    try:
+        for name, tap, watch in watchers:
+            handles.append(_attach(tap, watch, batch, lambda name=name: fired.__setitem__(name, True)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent := [name for name, reached in fired.items() if not reached]:
+        raise UnfiredError(
+            f"The forward pass never reached {', '.join(silent)}. Nothing was captured or edited there: the "
+            "module was skipped or replaced (torch.compile, a fused or cached path), so no result is returned."
+        )
+
+
+def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None]):
+    def see(x: Tensor) -> Tensor | None:
+        mark()
+        shaped = x.unflatten(0, (batch, -1)) if x.ndim == 2 else x
+        new = watch(tap.read(shaped))
+        return None if new is None else tap.write(shaped, new).reshape(x.shape)
+
+    def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        x = args[0] if args else kwargs["hidden_states"]
+        new = see(x)
+        if new is None:
+            return None
+        if tap.side == "shared_input":
+            # The block keeps this very tensor as its residual stream, so the value has to change in
+            # place. It is the fresh result of an addition, held by nobody else.
+            x.copy_(new)
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+
+    def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return see(output)
+        if hasattr(output, "logits"):
+            new = see(output.logits)
+            if new is not None:
+                output = copy.copy(output)
+                output.logits = new
+            return output
+        new = see(output[0])
+        return None if new is None else (new, *output[1:])
+
+    if tap.side == "output":
+        return tap.module.register_forward_hook(after)
+    return tap.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+@contextmanager
+def routed(cores: Mapping[nn.Module, Core]) -> Iterator[dict[nn.Module, dict[str, Any]]]:
+    """While the block runs, these attention modules compute their attention in the given cores.
+
+    Yields, per module, the keyword arguments of its latest call (rotary tables among them).
+    """
+    seen: dict[nn.Module, dict[str, Any]] = {}
+    configs = {module: module.config for module in cores}
+    handles = []
+
+    def inject(core: Core):
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            seen[module] = kwargs
+            return args, kwargs | {"interp_core": core}
+
+        return before
+
+    try:
+        for module, core in cores.items():
+            handles.append(module.register_forward_pre_hook(inject(core), with_kwargs=True))
+            module.config = routed_config(module.config)
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, config in configs.items():
+            module.config = config
+
+
+@contextmanager
+def stopping_at(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While the block runs, a forward pass ends where `module` would begin; yields its inputs.
+
+    The block must not use the forward pass's result: there is none.
+    """
+    inputs: list[Tensor] = []
+
+    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs.append(args[0] if args else kwargs["hidden_states"])
+        raise _Stopped
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield inputs
+    except _Stopped:
+        pass
+    finally:
+        handle.remove()
+
+
+class _Stopped(Exception):
+    """Unwinds a forward pass that has served its purpose."""
+
+
+def routed_config(config: Any) -> Any:
+    """A copy of a module's configuration that sends its attention to the core it is called with."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if "interp" not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register("interp", _call_core)
+    config = copy.copy(config)
+    config._attn_implementation_internal = "interp"
+    return config
+
+
+def attention_options(config: Any, how: dict[str, Any]) -> dict[str, Any]:
+    """What `segment_attention` must honour to compute what a module of this configuration would itself.
+
+    Explicit ("eager") attention in transformers takes its softmax in float32, whatever the model's type.
+    """
+    eager = config._attn_implementation == "eager"
+    return {
+        "scaling": how["scaling"],
+        "softcap": how.get("softcap"),
+        "window": how.get("sliding_window"),
+        "softmax_dtype": torch.float32 if eager else None,
+    }
+
+
+def _call_core(module, query, key, value, attention_mask, *, interp_core, **how):
+    return interp_core(module, query, key, value, attention_mask, **how), None
+
+
+def original_attention(module: nn.Module) -> Core:
+    """The attention function a module uses now, as a core."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    explicit = sys.modules[type(module).__module__].eager_attention_forward
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, explicit)
+
+    def core(module, query, key, value, mask, **how):
+        return function(module, query, key, value, mask, **how)[0]
+
+    return core

@@ -1,0 +1,208 @@
+"""`interp.load`: from whatever a researcher has to a `LanguageModel`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from interp.errors import LoadError
+from interp.models.checks import prove
+from interp.models.families import FAMILIES, REFUSED, Family
+from interp.models.language_model import LanguageModel, Layer
+
+EMBEDDED = ("smollm2-135m",)
+"""Models that need no hub."""
+
+
+def load(
+    x: str | Path | nn.Module | object,
+    tokenizer: object = None,
+    *,
+    name: str | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """A language model, from
+
+    - `"smollm2-135m"`, the embedded default, which needs no hub;
+    - a Hugging Face hub id, or the path of a folder with safetensors weights;
+    - an `nn.Module` of transformers with its tokenizer;
+    - a TransformerLens `TransformerBridge`;
+    - an nnsight `LanguageModel` (experiments then run through nnsight).
+
+    The network is put in evaluation mode by nobody but its owner: one that is training is refused.
+    Loading proves the model's sites (`interp.models.checks`); it takes three short forward passes.
+
+    Args:
+        name: what results call the model; its path or class otherwise.
+        dtype: weights' type when loading from a path, float32 if not given.
+        trust_remote_code: allow a repository's own Python code; never implied.
+
+    Raises:
+        LoadError: nothing loadable, an unsupported kind of model (with the reason), weights that are
+            not finite, or a proof that fails.
+    """
+    if isinstance(x, str) and x in EMBEDDED:
+        from interp.models.smollm2 import load_smollm2
+
+        network, tokenizer = load_smollm2()
+        return describe(network if dtype is None else network.to(dtype), tokenizer, name or x)
+    if isinstance(x, str | Path):
+        network, tokenizer = _from_pretrained(str(x), tokenizer, dtype or torch.float32, trust_remote_code)
+        return describe(network, tokenizer, name or str(x))
+    if _comes_from(x, "transformer_lens"):
+        from interp.models.lens import unwrap_bridge
+
+        network, own = unwrap_bridge(x)
+        return describe(network, tokenizer or own, name or _name_of(network))
+    if _comes_from(x, "nnsight"):
+        from interp.models.remote import unwrap_nnsight
+
+        network, own, runner = unwrap_nnsight(x)
+        model = describe(network, tokenizer or own, name or _name_of(network))
+        return replace(model, runner=runner, not_replayable="its forward passes run through nnsight")
+    if isinstance(x, nn.Module):
+        return describe(x, tokenizer, name or _name_of(x))
+    raise LoadError(
+        f"Cannot load a {type(x).__name__}. Give a hub id or path, a transformers module with its tokenizer, a "
+        f"TransformerBridge, an nnsight LanguageModel, or one of {', '.join(map(repr, EMBEDDED))}."
+    )
+
+
+def _comes_from(x: object, package: str) -> bool:
+    return any(cls.__module__.split(".")[0] == package for cls in type(x).__mro__)
+
+
+def _name_of(network: nn.Module) -> str:
+    return getattr(network.config, "name_or_path", "") or type(network).__name__
+
+
+def _from_pretrained(path: str, tokenizer: object, dtype: torch.dtype, trust_remote_code: bool):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        ).eval()
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(
+            f"Cannot load {path!r}: {str(error).strip().splitlines()[0]} Give a hub id, a folder with config.json and "
+            f"safetensors weights, or an embedded model: {', '.join(map(repr, EMBEDDED))}."
+        ) from error
+    return network, tokenizer
+
+
+def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
+    """The handle of a loaded network: its family's modules looked up, its sites proved."""
+    config = getattr(network, "config", None)
+    if config is None:
+        raise LoadError(f"{name}: a {type(network).__name__} has no config; give a transformers model.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise LoadError(f"{name} is refused: {REFUSED['encoder-decoder']}.")
+    if network.training:
+        raise LoadError(f"{name} is in training mode, where dropout makes every run different: call .eval() first.")
+    family = _family(network, config, name)
+    layers = tuple(_layer(block, family, name) for block in _get(network, family.layers, name))
+    unembed = _get(network, family.unembed, name)
+    n_heads = config.num_attention_heads
+    mlp_act = layers[0].mlp_act
+    model = LanguageModel(
+        network=network,
+        tokenizer=tokenizer,
+        name=name,
+        family=family,
+        layers=layers,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=_in_features(layers[0].o) // n_heads if layers[0].o is not None else config.hidden_size // n_heads,
+        d_model=config.hidden_size,
+        d_mlp=None if mlp_act is None else _in_features(mlp_act),
+        d_vocab=unembed.weight.shape[0],
+        embed=_get(network, family.embed, name),
+        final_norm=None if family.final_norm is None else _get(network, family.final_norm, name),
+        unembed=unembed,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        untouchable=_untouchable(family, layers[0], config),
+        not_replayable=None if family.replayable else "its family is known by TransformerLens's adapter only",
+    )
+    return replace(model, not_replayable=prove(model))
+
+
+def _family(network: nn.Module, config, name: str) -> Family:
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        from interp.models.lens import adapter_family
+
+        return adapter_family(network)
+    if config.model_type == "opt" and (not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size):
+        raise LoadError(f"{name} is refused: this OPT normalises after its residual sums, so its stream is no sum of parts.")
+    return replace(family, parallel=family.parallel and getattr(config, "use_parallel_residual", True))
+
+
+def _untouchable(family: Family, layer: Layer, config) -> dict[str, str]:
+    """Why this model cannot serve some parts."""
+    reasons: dict[str, str] = {}
+    if family.parallel:
+        reasons["resid_mid"] = "attention and MLP read the same stream in parallel, so no state lies between them"
+    elif layer.norm2 is None:
+        reasons["resid_mid"] = "no module of its block receives the stream between attention and MLP"
+    if layer.mlp_pre is None:
+        moe = "its neurons sit inside experts, another set for every token"
+        reason = moe if hasattr(config, "num_local_experts") else "no module of its MLP has it as input or output"
+        reasons |= {"mlp_pre": reason, "mlp_act": reason}
+    for part in ("q", "k", "v"):
+        if getattr(layer, part) is None:
+            reasons[part] = "its attention has no separate projection for it"
+    if layer.o is None:
+        reasons |= dict.fromkeys(("z", "head_result"), "its attention has no output projection module")
+    if layer.attn is None:
+        reasons["attn_out"] = "its block has no attention module"
+    if layer.mlp_last is None:
+        reasons["mlp_out"] = "its block has no MLP module"
+    if family.final_norm is None:
+        reasons["final_norm"] = "it has no final norm"
+    if not family.replayable:
+        reasons |= dict.fromkeys(
+            ("attn_scores", "attn_pattern"), "only families of interp.models.families route their attention"
+        )
+    return reasons
+
+
+def _get(module: nn.Module, path: str, name: str):
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise LoadError(
+            f"{name}: no module {path!r} in {type(module).__name__}; give the model with its language-model head."
+        ) from error
+
+
+def _layer(block: nn.Module, family: Family, name: str) -> Layer:
+    def get(path: str | None) -> nn.Module | None:
+        return None if path is None else _get(block, path, name)
+
+    chain = [_get(block, path, name) for path in (family.mlp or "").split()]
+    return Layer(
+        block=block,
+        attn=get(family.attn),
+        norm1=get(family.norm1),
+        norm2=get(family.norm2),
+        mlp=None if not chain else chain[0] if len(chain) == 1 else nn.Sequential(*chain).train(block.training),
+        mlp_last=chain[-1] if chain else None,
+        post_attn_norm=get(family.post_attn_norm),
+        post_mlp_norm=get(family.post_mlp_norm),
+        q=get(family.q),
+        k=get(family.k),
+        v=get(family.v),
+        o=get(family.o),
+        mlp_pre=get(family.mlp_pre),
+        mlp_act=get(family.mlp_act),
+    )
+
+
+def _in_features(module: nn.Module) -> int:
+    return module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]

@@ -1,0 +1,196 @@
+"""Uncertainty of means over examples: bootstrap intervals, sign-flip tests, and Holm's correction.
+
+The first two take an array whose last axis is `example` and treat the cells before it alike. Examples must be
+independent: prompts made from one template with the same names count for less than their number. NaN
+means "this example was not scored in this cell" and is left out of that cell alone; infinity is refused.
+
+What few examples can say (p values before correction; an interval needs two examples):
+
+| examples n | smallest sign-flip p, 2^(1-n) | |
+|--:|--:|---|
+| 1 | 1 | no interval (NaN), nothing can be significant |
+| 5 | 0.0625 | never below 0.05 |
+| 6 | 0.031 | below 0.05 where all six agree in sign; Holm lets it pass in a map of one cell only |
+| 10 | 0.002 | up to 25 cells can pass Holm |
+| 14 | 0.00012 | up to 409 cells; the last n counted exactly by default |
+| more | 1/(1 + resamples) | Monte Carlo: 0.0001 by default, up to 500 cells |
+
+So a map of 5,000 cells needs `resamples` of 100,000 or more before any cell can pass; `smallest_p` says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import ShapeError
+
+if TYPE_CHECKING:
+    import numpy
+
+_BATCH = 4_000_000  # float64 numbers held at once, 32 MB
+
+
+def bootstrap_interval(
+    values: Any, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """An interval for the mean over examples, by the expanded percentile bootstrap.
+
+    The means of `resamples` draws with replacement are formed, and two of their quantiles returned. The plain
+    percentile and BCa intervals of a mean are too narrow for few examples: a nominal 95 % covers 84 % at
+    n = 5 and 92 % at n = 16 on normal data. Expanding the percentiles by Student's t makes it 92 % and 95 %.
+    By 4,000 simulations of each it is also the closest to 95 % on heavy tails (t with 3 degrees of
+    freedom, n = 32: 95 %, BCa 91 %), and on skewed data slightly behind an expanded BCa (exponential,
+    n = 32: 93 % against 94 %). No interval made by resampling reaches beyond the smallest and largest value
+    seen: below about 8 examples read it as a description of the sample.
+
+    All cells share their draws, so that their joint dependence is kept and memory stays bounded.
+
+    Args:
+        values: `[..., example]`; NaN marks an example that was not scored.
+        level: the wanted coverage, strictly between 0 and 1.
+        seed: of the draws.
+        resamples: number of draws.
+
+    Returns:
+        `(low, high)`, each `[...]`, float64, in the units of `values`. Where a cell has fewer than two
+        examples both are NaN (one shows no spread); where all its examples are equal both are that value.
+
+    Raises:
+        ShapeError: no example axis, infinite values, or a `level` or `resamples` out of range.
+
+    Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69 (2015),
+        expanded percentiles: tail probability Φ(√(n/(n-1)) · t_{α/2, n-1}).
+    """
+    import numpy
+    from scipy.special import ndtr, stdtrit
+
+    array = _checked(values, resamples)
+    if not 0 < level < 1:
+        raise ShapeError(f"level is a coverage between 0 and 1, such as 0.95; got {level}.")
+    low = numpy.full(array.shape[0], numpy.nan)
+    high = low.copy()
+    for cells, block in _blocks(array, resamples):
+        n = block.shape[1]
+        if n < 2:
+            continue
+        draws = numpy.random.default_rng(seed).integers(0, n, (resamples, n))
+        counts = numpy.zeros((resamples, n))
+        numpy.add.at(counts, (numpy.arange(resamples)[:, None], draws), 1.0)
+        tail = ndtr(numpy.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
+        centre = block.mean(axis=1, keepdims=True)  # resampling deviations keeps rounding small
+        means = centre + (block - centre) @ (counts.T / n)
+        ends = numpy.quantile(means, [tail, 1 - tail], axis=1)
+        # A mean cannot leave the data, and equal examples have no spread, whatever rounding says.
+        low[cells], high[cells] = numpy.clip(ends, block.min(axis=1), block.max(axis=1))
+    shape = numpy.shape(values)[:-1]
+    return low.reshape(shape), high.reshape(shape)
+
+
+def sign_flip_p(values: Any, seed: int = 0, resamples: int = 10_000) -> numpy.ndarray:
+    """Two-sided p of the sign-flip test: would the mean be so far from zero if signs were coins?
+
+    The null hypothesis is that the examples are independent and each symmetric around zero. p is the share
+    of sign assignments whose mean is at least as far from zero as the one observed. With n examples there are
+    2^n of them; all are counted where 2^(n-1) ≤ `resamples` (an assignment and its opposite agree), and
+    otherwise `resamples` random ones, with p = (1 + at least as far) / (1 + resamples), a valid p.
+
+    Args:
+        values: `[..., example]`, usually effects; NaN marks an example that was not scored.
+        seed: of the random signs, which all cells of the same n share.
+        resamples: number of random sign assignments.
+
+    Returns:
+        p, `[...]`, float64. The smallest attainable is `smallest_p(n, resamples)`. A cell whose examples are
+        all exactly zero has p = 1; a cell without examples has NaN.
+
+    Raises:
+        ShapeError: no example axis, infinite values, or `resamples` below 1.
+    """
+    import numpy
+
+    array = _checked(values, resamples)
+    p = numpy.full(array.shape[0], numpy.nan)
+    for cells, block in _blocks(array, resamples):
+        n = block.shape[1]
+        if n == 0:
+            continue
+        exact = _enumerable(n, resamples)
+        if exact:  # the first sign is +: the other half are opposites, with the same distance from zero
+            flips = numpy.arange(2 ** (n - 1))[:, None] >> numpy.arange(n) & 1
+        else:
+            flips = numpy.random.default_rng(seed).integers(0, 2, (resamples, n), dtype=numpy.int8)
+        # Sums that are equal on paper may differ by rounding: count them as equal, which makes p larger.
+        size = numpy.abs(block).max(axis=1, keepdims=True)
+        scaled = numpy.divide(block, size, out=numpy.zeros_like(block), where=size > 0)
+        observed = numpy.abs(scaled.sum(axis=1, keepdims=True)) - 1e-12 * n
+        as_far = (numpy.abs(scaled @ (1.0 - 2.0 * flips.T)) >= observed).sum(axis=1)
+        p[cells] = as_far / len(flips) if exact else (1 + as_far) / (1 + resamples)
+    return p.reshape(numpy.shape(values)[:-1])
+
+
+def smallest_p(n: int, resamples: int = 10_000) -> float:
+    """The smallest p that `sign_flip_p` can return for n examples; 1 for n ≤ 1.
+
+    A map of m cells can only show something if m · `smallest_p(n)` is below the level that is asked for.
+    """
+    return 2.0 ** (1 - max(n, 1)) if _enumerable(n, resamples) else 1 / (1 + resamples)
+
+
+def holm(p: Any) -> numpy.ndarray:
+    """p values adjusted for testing them all, by Holm's step-down method (family-wise error).
+
+    Args:
+        p: any shape, all of one family; NaN (not tested) is passed on and does not count.
+
+    Returns:
+        Adjusted p, the same shape, float64, at most 1.
+
+    Raises:
+        ShapeError: a p outside 0 … 1.
+    """
+    import numpy
+
+    array = numpy.asarray(p, dtype=float)
+    tested = ~numpy.isnan(array)
+    if ((array[tested] < 0) | (array[tested] > 1)).any():
+        raise ShapeError(f"p must lie between 0 and 1; got {array[tested].min()} to {array[tested].max()}.")
+    adjusted = array.copy()
+    if tested.any():
+        from statsmodels.stats.multitest import multipletests
+
+        adjusted[tested] = multipletests(array[tested], method="holm")[1]
+    return adjusted
+
+
+def _enumerable(n: int, resamples: int) -> bool:
+    return n <= 62 and 2 ** (n - 1) <= resamples
+
+
+def _checked(values: Any, resamples: int) -> numpy.ndarray:
+    """`values` as float64 `[cell, example]`."""
+    import numpy
+
+    array = numpy.asarray(values, dtype=float)
+    if array.ndim == 0:
+        raise ShapeError("A single number has no example axis; pass an array [..., example].")
+    if numpy.isinf(array).any():
+        infinite = int(numpy.isinf(array).sum())
+        raise ShapeError(f"{infinite} of {array.size} values are infinite; no mean exists.")
+    if resamples < 1:
+        raise ShapeError(f"resamples must be at least 1; got {resamples}.")
+    return array.reshape(int(numpy.prod(array.shape[:-1])), array.shape[-1])
+
+
+def _blocks(array: numpy.ndarray, columns: int) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+    """Cells that lack the same examples, without those, few enough that [cell, `columns`] fits in memory."""
+    import numpy
+
+    present = ~numpy.isnan(array)
+    patterns, which = numpy.unique(present, axis=0, return_inverse=True)
+    step = max(1, _BATCH // columns)
+    for index, pattern in enumerate(patterns):
+        cells = numpy.flatnonzero(which.ravel() == index)
+        for start in range(0, len(cells), step):
+            chunk = cells[start : start + step]
+            yield chunk, array[chunk][:, pattern]
