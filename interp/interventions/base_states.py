@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.interventions.plan import Plan
+from interp.interventions.captured import Run
+from interp.interventions.edits import Edit
+from interp.interventions.plan import Plan, compile_variants
 from interp.interventions.run import Places
 from interp.models.block import rope_tables
 from interp.models.hooks import Core, original_attention, routed, tapped
 from interp.models.language_model import LanguageModel
-from interp.models.site import Site
+from interp.models.prompts import Prompts
+from interp.models.site import ATTENTION_PARTS, Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,3 +84,35 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
         ropes=tuple(rope_tables(calls[module]) for module in modules),
         sites=kept,
     )
+
+
+def states_with_source(
+    model: LanguageModel, base: Prompts, source: Prompts, edits: Sequence[Edit], captured: Iterable[Site], sites: Iterable[Site]
+) -> tuple[BaseStates, Run]:
+    """The base run and the run that values come from, as rows of one forward pass.
+
+    That is cheaper than two passes, and where base and source agree on a prefix their states agree bit
+    for bit, so that edits which change nothing are recognised.
+
+    Args:
+        edits: of the base run only; `captured`: sites that the source run must hold.
+        sites: what the base run must hold besides.
+    """
+    plan = compile_variants(model, base, [edits])
+    captured, n = set(captured), len(base)
+    states = base_states(model, Plan(base.joined(source), plan.n_variants, plan.sites), captured | set(sites))
+    width = base.ids.shape[1]
+    own = BaseStates(
+        tuple(x[:n, :width] for x in states.resid),
+        tuple(x[:n, :width] for x in states.keys),
+        tuple(x[:n, :width] for x in states.values),
+        states.ropes,
+        {site: _rows(x, slice(0, n), width, site) for site, x in states.sites.items()},
+    )
+    theirs = slice(n, n + len(source))
+    held = {site: _rows(states.at(site), theirs, source.ids.shape[1], site) for site in captured}
+    return own, Run(source, None, held)
+
+
+def _rows(x: Tensor, rows: slice, width: int, site: Site) -> Tensor:
+    return x[rows, :, :width, :width] if site.part in ATTENTION_PARTS else x[rows, :width]

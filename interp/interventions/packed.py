@@ -10,6 +10,7 @@ Nothing here is in place, so that the same code serves gradients (`interp.interv
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,14 @@ from interp.kernels.segment_attention import Segment, segment_attention
 from interp.models.block import Blocks
 from interp.models.hooks import attention_options, stopping_at, tapped
 from interp.models.language_model import LanguageModel
-from interp.models.site import LAYER_PARTS, Site
+from interp.models.site import ATTENTION_PARTS, LAYER_PARTS, Site
 
 _INSIDE_MODULES = ("q", "k", "v", "mlp_pre", "mlp_act")
 """Parts that only a hook can reach: they live inside the attention module and the MLP."""
+
+
+FREE_FILLING = 8192
+"""Tokens of a segment up to which rows of half the length are filled up; beyond, rows within an eighth."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,16 +228,43 @@ class Chunk:
         return self.blocks.attention(layer, x, rope, position, core), mixed[0]
 
     def _segments(self) -> list[Segment]:
-        """Neighbouring rows of one example with one start."""
+        """Rows of one example with the same start, or with starts so close that filling up is cheap."""
         rows = self.tokens.row
         begins = np.flatnonzero(np.diff(rows, prepend=-1))
         start = self.tokens.position[begins]
         example = self.rows.example[rows[begins]]
         length = np.diff(np.append(begins, len(rows)))
-        new = np.flatnonzero((np.diff(start, prepend=-1) != 0) | (np.diff(example, prepend=-1) != 0))
-        count = np.diff(np.append(new, len(begins)))
-        columns = (begins[new], count, start[new], length[new], example[new])
-        return [Segment(*map(int, values)) for values in zip(*columns, strict=True)]
+        equal = np.flatnonzero((np.diff(start, prepend=-1) != 0) | (np.diff(example, prepend=-1) != 0))
+        bounds = [*equal.tolist(), len(begins)]
+        segments, first = [], 0
+        while first < len(bounds) - 1:
+            # Rows are sorted by start within an example, so the first one is the longest.
+            last = first + 1
+            top, whole = bounds[first], length[bounds[first]]
+            while last < len(bounds) - 1 and example[bounds[last]] == example[top]:
+                count = bounds[last + 1] - top
+                grid = count * whole
+                live = int(length[top : bounds[last + 1]].sum())
+                if grid > live * (2.0 if grid <= FREE_FILLING else 1.125):
+                    break
+                last += 1
+            segments.append(self._segment(begins, start, length, slice(top, bounds[last]), int(example[top])))
+            first = last
+        return segments
+
+    def _segment(self, begins: Index, start: Index, length: Index, chosen: slice, example: int) -> Segment:
+        start, length, begin = start[chosen], length[chosen], int(begins[chosen.start])
+        rows, whole = len(start), int(length[0])
+        tokens = slice(begin, begin + int(length.sum()))
+        if (length == whole).all():
+            return Segment(tokens, rows, int(start[0]), whole, example)
+        row = np.repeat(np.arange(rows), length)
+        place = row * whole + self.tokens.position[tokens] - start[0]
+        source = np.tile(np.arange(whole), rows) + len(place)
+        source[place] = np.arange(len(place))
+        device = self.base.resid[0].device
+        grid = torch.from_numpy(source).view(rows, whole).to(device)
+        return Segment(tokens, rows, int(start[0]), whole, example, torch.from_numpy(place).to(device), grid)
 
     # -- edits ----------------------------------------------------------------------------------------
 
@@ -260,13 +292,15 @@ class Chunk:
             return None
 
         def edit(segment: Segment, x: Tensor) -> Tensor:
-            first, tokens = segment.offset, segment.rows * segment.length
+            first, tokens = segment.tokens.start, segment.tokens.stop - segment.tokens.start
+            place = None if segment.place is None else segment.place.cpu().numpy()
             for op in self.rows.sites[site]:
                 at = self.tokens.find(self.row_of(op), op.position, self.width) - first
                 inside = (at >= 0) & (at < tokens)
                 if inside.any():
+                    at = at[inside] if place is None else place[at[inside]]
                     by_query = x.transpose(1, 2)
-                    flat = op.select(inside).apply(by_query.flatten(0, 1), at[inside])
+                    flat = op.select(inside).apply(by_query.flatten(0, 1), at)
                     x = flat.view(by_query.shape).transpose(1, 2)
             return x
 
@@ -297,10 +331,11 @@ class Chunk:
         return [(str(site), self.model.tap(site), watch(site)) for site in sites]
 
 
-def needed_sites(plan: Plan, n_layers: int) -> set[Site]:
+def needed_sites(edited: Iterable[Site], n_layers: int) -> set[Site]:
     """What the base run must capture: edited sites, and what joining inside a layer takes from it."""
-    sites = {site for site in plan.sites if site.part not in ("attn_scores", "attn_pattern")}
-    for site in plan.sites:
+    sites = set()
+    for site in edited:
+        sites |= set() if site.part in ATTENTION_PARTS else {site}
         if site.layer is not None and site.part != "resid_post":
             stage = rank_of(site, n_layers) % 3
             sites |= {Site("z", site.layer)} if stage == 1 else set()

@@ -149,6 +149,15 @@ class _Checks:
 
     def __init__(self) -> None:
         self._tables: dict[tuple, tuple[object, Tensor]] = {}
+        self._places: dict[int | None, tuple[Index, Index, Index, int]] = {}
+
+    def places(self, prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site):
+        """`_places`, looked up for the positions that most edits of a sweep share."""
+        if rows is not None or not (positions is None or isinstance(positions, int)):
+            return _places(prompts, positions, rows, site)
+        if positions not in self._places:
+            self._places[positions] = _places(prompts, positions, rows, site)
+        return self._places[positions]
 
     def table(self, value: object, key: tuple, make: Callable[[], Tensor], what: str) -> Tensor:
         key = (id(value), *key)
@@ -166,7 +175,7 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
     site = model.check(edit.site)
     if isinstance(edit, Knockout):
         return _resolve_knockout(model, prompts, edit)
-    example, position, slot, n_slots = _places(prompts, edit.positions, edit.rows, site)
+    example, position, slot, n_slots = checks.places(prompts, edit.positions, edit.rows, site)
     heads = model.heads_of(site.part) or 1
     chosen = np.arange(heads) if site.head is None else np.array([site.head])
     units = getattr(edit, "units", None)

@@ -155,7 +155,7 @@ class Places:
             packed = [t.transpose(1, 2).flatten(0, 1) for t in (query, key, value)]
             nothing = packed[1].new_empty(1, 0, *packed[1].shape[1:])
             z = segment_attention(
-                *packed, nothing, nothing, [Segment(0, batch, 0, width, 0)],
+                *packed, nothing, nothing, [Segment(slice(0, batch * width), batch, 0, width, 0)],
                 edit_scores=lambda _, x: self._attention("attn_scores", layer, x),
                 edit_pattern=lambda _, x: self._attention("attn_pattern", layer, x),
                 **attention_options(own, how),

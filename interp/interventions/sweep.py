@@ -98,8 +98,13 @@ def plan_sweep(
     edits: Sequence[Edit] = (),
     exact: Savings | Literal["naive"] = Savings(),
     budget: int | None = None,
+    base: BaseStates | None = None,
 ) -> SweepPlan:
-    """What `sweep` would do, after the base run and before everything else; see `SweepPlan.explain`."""
+    """What `sweep` would do, after the base run and before everything else; see `SweepPlan.explain`.
+
+    Args:
+        base: the base run's states, where they are known already (`states_with_source`).
+    """
     prompts = model.prompts(inputs)
     if any(edit.when is not None for edit in [*edits, *(e for v in variants for e in v)]):
         raise InterpError("`when` names generated steps; a sweep has none. Leave it out.")
@@ -112,7 +117,7 @@ def plan_sweep(
             at_once = max(1, budget // (forward_bytes(model, prompts.ids.shape[1]) * len(prompts)))
             how = f"Up to {at_once} variants as rows of one plain forward pass: {model.not_replayable}."
         return ForwardSweep.of(model, prompts, variants, edits, readout, at_once, how)
-    return PackedSweep.of(model, prompts, variants, edits, readout, exact, budget)
+    return PackedSweep.of(model, prompts, variants, edits, readout, exact, budget, base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +203,11 @@ class PackedSweep(SweepPlan):
         readout: Readout,
         savings: Savings,
         budget: int,
+        base: BaseStates | None,
     ) -> PackedSweep:
         plan = compile_variants(model, prompts, variants)
         shared = compile_variants(model, prompts, [edits])
-        base = base_states(model, shared, needed_sites(plan, model.n_layers))
+        base = base or base_states(model, shared, needed_sites(plan.sites, model.n_layers))
         rows = schedule(model, plan, base, readout.positions.cpu().numpy(), savings)
         width = prompts.ids.shape[1]
         kept = base_bytes(model, width) * len(prompts)

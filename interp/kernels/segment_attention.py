@@ -1,9 +1,10 @@
 """Causal attention over packed rows that share a prefix.
 
 The rows of a sweep differ from the base run only from some position on. A *segment* is a set of rows
-of one example that are live from the same position: `rows` × `length` query tokens, packed one row
-after the other, each row attending to the base run's keys and values before `start` and to its own
-from there on. Nothing of the base run is stored more than once.
+of one example, packed one after the other, that are live from position `start` or a little later; each
+attends to the base run's keys and values before its own first token and to its own from there on.
+Nothing of the base run is stored once per row. Rows that begin later than the segment are filled up
+with the base's keys and values, so that rows of similar length share one product.
 """
 
 from __future__ import annotations
@@ -13,26 +14,46 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 EditAttention = Callable[["Segment", Tensor], Tensor]
 """(segment, [row head query key]) → the same shape, edited."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """`rows` packed rows of `length` tokens from token `offset` on, live from position `start`."""
+    """Rows of one example whose tokens are `tokens` of the packed matrix.
 
-    offset: int
+    Attributes:
+        rows, start, length: they occupy positions `start` to `start + length`.
+        place: of each token, its flat index in [row, position − start]; `None` if every row is live from
+            `start`, so that the tokens are that grid.
+        source: the inverse: for each place of the grid, the token (counted from the segment's first), or
+            the number of tokens plus position − start where the row is still the base run.
+    """
+
+    tokens: slice
     rows: int
     start: int
     length: int
     example: int
+    place: Int[Tensor, "token"] | None = None
+    source: Int[Tensor, "row position"] | None = None
 
-    @property
-    def tokens(self) -> slice:
-        return slice(self.offset, self.offset + self.rows * self.length)
+    def grid(self, x: Tensor, base: Tensor | None = None) -> Tensor:
+        """[row, position, …] from packed tokens; where a row is not live, `base` (or anything)."""
+        x = x[self.tokens]
+        if self.source is None:
+            return x.unflatten(0, (self.rows, self.length))
+        if base is None:
+            return x[self.source.clamp(max=len(x) - 1)]
+        return torch.cat([x, base[self.example, self.start : self.start + self.length]])[self.source]
+
+    def packed(self, grid: Tensor) -> Tensor:
+        """Packed tokens from [row, position, …]."""
+        flat = grid.flatten(0, 1)
+        return flat if self.place is None else flat[self.place]
 
 
 def segment_attention(
@@ -56,15 +77,15 @@ def segment_attention(
         window: a query sees at most this many keys, itself included (sliding-window layers).
         softmax_dtype: type in which the weights are computed, `None` for the queries' own. (Explicit
             attention in transformers uses float32 whatever the model's type.)
-        edit_scores, edit_pattern: change the scaled, capped and masked scores, or the weights.
+        edit_scores, edit_pattern: change the scaled, capped and masked scores, or the weights; in a
+            segment with `place`, rows of the grid that are no tokens must be left alone.
     """
+    explicit = not (softcap is softmax_dtype is edit_scores is edit_pattern is None)
     out = []
     for segment in segments:
-        shape = (segment.rows, segment.length)
-        q, k, v = (t[segment.tokens].unflatten(0, shape) for t in (query, key, value))
+        q, k, v = segment.grid(query), segment.grid(key, prefix_key), segment.grid(value, prefix_value)
         before_k = prefix_key[segment.example, : segment.start]
         before_v = prefix_value[segment.example, : segment.start]
-        explicit = not (softcap is softmax_dtype is edit_scores is edit_pattern is None)
         # Copying the prefix for every row costs 2 · kv_head · d_head numbers per key and row; keeping
         # the scores costs head · length. Short suffixes are cheaper by their scores.
         if explicit or q.shape[2] * segment.length < 2 * k.shape[2] * k.shape[3]:
@@ -84,7 +105,7 @@ def segment_attention(
             z = _weigh(pattern, v, before_v)
         else:
             z = _fused(q, k, v, before_k, before_v, scaling, window)
-        out.append(z.flatten(0, 1))
+        out.append(segment.packed(z))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 

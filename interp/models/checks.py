@@ -24,11 +24,12 @@ from interp.models.site import ATTENTION_PARTS, LAYER_PARTS, Site
 
 
 @torch.no_grad()
-def prove(model: LanguageModel) -> str | None:
-    """Check the sites of a model; returns why it cannot be replayed block by block, or None.
+def prove_sums(model: LanguageModel) -> dict[str, str]:
+    """Check that hooks are silent, sites fire, and parts add up; returns parts that do not, and why.
 
     Raises:
-        LoadError: weights or logits that are not finite, or a proof that fails.
+        LoadError: weights or logits that are not finite, hooks that change the logits, or, in a family
+            of our own table, parts that do not add up.
         UnfiredError: a module in the family's table that the forward pass does not call.
     """
     for name, weight in model.network.named_parameters():
@@ -45,14 +46,24 @@ def prove(model: LanguageModel) -> str | None:
         watched = model.forward(prompts)[prompts.mask]
     if not torch.equal(plain, watched):
         raise LoadError(f"{model.name}: hooks that change nothing changed the logits; is the network deterministic?")
+    wrong: dict[str, str] = {}
     for layer in range(model.n_layers):
-        _prove_sums(model, layer, {site.part: x[prompts.mask] for site, x in states.items() if site.layer == layer})
+        here = {site.part: x[prompts.mask] for site, x in states.items() if site.layer == layer}
+        wrong |= _wrong_sums(model, layer, here)
+    if wrong and model.family.replayable:
+        raise LoadError(f"{model.name}: {'; '.join(dict.fromkeys(wrong.values()))}.")
+    return wrong
+
+
+@torch.no_grad()
+def prove_replay(model: LanguageModel) -> str | None:
+    """Check that running block by block gives the network's logits; returns why not, or None."""
     if model.not_replayable:
         return model.not_replayable
+    prompts = _probe(model)
+    plain = model.forward(prompts)[prompts.mask]
     off = (replay(model, prompts) - plain).abs().max()
-    if off > tolerance(plain):
-        return f"run block by block, its logits are off by {off:.1e}"
-    return None
+    return f"run block by block, its logits are off by {off:.1e}" if off > tolerance(plain) else None
 
 
 def _probe(model: LanguageModel) -> Prompts:
@@ -70,26 +81,27 @@ def tolerance(like: Tensor) -> float:
     return min(1e4 * torch.finfo(like.dtype).eps, 0.1) * max(1.0, float(like.abs().max()))
 
 
-def _prove_sums(model: LanguageModel, layer: int, states: dict[str, Tensor]) -> None:
-    post = states["resid_post"]
-    sums = {"resid_pre + attn_out + mlp_out = resid_post": (("resid_pre", "attn_out", "mlp_out"), post)}
+def _wrong_sums(model: LanguageModel, layer: int, states: dict[str, Tensor]) -> dict[str, str]:
+    """Parts whose claimed sum does not hold at this layer, and by how much."""
+    post, wrong = states["resid_post"], {}
+
+    def claim(parts: tuple[str, ...], total: Tensor, what: str, blamed: tuple[str, ...]) -> None:
+        if all(part in states for part in parts):
+            off = (sum(states[part] for part in parts) - total).abs().max()
+            if off > tolerance(post):
+                wrong.update(dict.fromkeys(blamed, f"at layer {layer}, {what} is off by {off:.1e}"))
+
+    everything = ("resid_pre", "attn_out", "mlp_out")
+    claim(everything, post, "resid_pre + attn_out + mlp_out − resid_post", ("attn_out", "mlp_out"))
     if "resid_mid" in states:
-        sums["resid_pre + attn_out = resid_mid"] = (("resid_pre", "attn_out"), states["resid_mid"])
-    for claim, (parts, total) in sums.items():
-        if any(part not in states for part in parts):
-            continue
-        off = (sum(states[part] for part in parts) - total).abs().max()
-        if off > tolerance(post):
-            raise LoadError(
-                f"{model.name}, layer {layer}: {claim} is off by {off:.1e}. This block adds something the table of "
-                "interp.models.families does not know (a residual scale, a norm, a third branch)."
-            )
-    if "z" in states and model.layers[layer].post_attn_norm is None and "attn_out" in states:
+        claim(everything[:2], states["resid_mid"], "resid_pre + attn_out − resid_mid", ("attn_out", "resid_mid"))
+    if "z" in states and "attn_out" in states and model.layers[layer].post_attn_norm is None:
         results = torch.einsum("bhd,hde->be", states["z"], model.head_projection(layer))
         bias = getattr(model.layers[layer].o, "bias", None)
         off = (results + (0 if bias is None else bias) - states["attn_out"]).abs().max()
         if off > tolerance(post):
-            raise LoadError(f"{model.name}, layer {layer}: the heads' results do not sum to attn_out (off by {off:.1e}).")
+            wrong["head_result"] = f"at layer {layer}, the heads' results do not sum to attn_out (off by {off:.1e})"
+    return wrong
 
 
 def replay(model: LanguageModel, prompts: Prompts) -> Tensor:
@@ -103,7 +115,10 @@ def replay(model: LanguageModel, prompts: Prompts) -> Tensor:
     ropes = [rope_tables(calls[module]) for module in modules]
     lengths = prompts.lengths.tolist()
     offsets = [sum(lengths[:b]) for b in range(len(lengths))]
-    segments = [Segment(offset, 1, 0, length, b) for b, (offset, length) in enumerate(zip(offsets, lengths, strict=True))]
+    segments = [
+        Segment(slice(offset, offset + length), 1, 0, length, b)
+        for b, (offset, length) in enumerate(zip(offsets, lengths, strict=True))
+    ]
     position = torch.nonzero(prompts.mask)[:, 1]
 
     def core(layer: int):

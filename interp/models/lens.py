@@ -161,8 +161,8 @@ def adapter_paths(network: nn.Module) -> dict[str, str | None]:
     layers = getattr(mapping.get("blocks"), "name", None)
     if layers is None or not len(_resolve(network, layers) or ()):
         raise LoadError(
-            f"TransformerLens's {type(adapter).__name__} names no list of layers that {type(network).__name__} "
-            f"has (it says {layers!r}); its components: {', '.join(mapping)}."
+            f"TransformerLens's {type(adapter).__name__} names no list of layers that "
+            f"{type(network).__name__} has (it says {layers!r}); its components: {', '.join(mapping)}."
         )
     paths: dict[str, str | None] = {"layers": layers}
     for part, place in _MODEL_PARTS.items():
@@ -177,8 +177,8 @@ def _adapter(network: nn.Module):
     """TransformerLens's adapter for a network, made from its config alone."""
     if importlib.util.find_spec("transformer_lens") is None:
         raise LoadError(
-            f"interp has no table of its own for {type(network).__name__}, and TransformerLens, which may have "
-            f"an adapter, is not installed. Run: {INSTALL}"
+            f"interp has no table of its own for {type(network).__name__}, and TransformerLens, which may "
+            f"have an adapter, is not installed. Run: {INSTALL}"
         )
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf

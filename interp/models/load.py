@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interp.errors import LoadError
-from interp.models.checks import prove
+from interp.models.checks import prove_replay, prove_sums
 from interp.models.families import FAMILIES, REFUSED, Family
 from interp.models.language_model import LanguageModel, Layer
 
@@ -129,18 +129,33 @@ def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
         untouchable=_untouchable(family, layers[0], config),
         not_replayable=None if family.replayable else "its family is known by TransformerLens's adapter only",
     )
-    return replace(model, not_replayable=prove(model))
+    model = replace(model, untouchable={**model.untouchable, **prove_sums(model)})
+    return replace(model, not_replayable=prove_replay(model))
 
 
 def _family(network: nn.Module, config, name: str) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
-        from interp.models.lens import adapter_family
-
-        return adapter_family(network)
+        return _adapter_family(network)
     if config.model_type == "opt" and (not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size):
         raise LoadError(f"{name} is refused: this OPT normalises after its residual sums, so its stream is no sum of parts.")
     return replace(family, parallel=family.parallel and getattr(config, "use_parallel_residual", True))
+
+
+def _adapter_family(network: nn.Module) -> Family:
+    """A family known to TransformerLens, whose adapters give module paths but not how a block adds up."""
+    from interp.models.lens import adapter_paths
+
+    paths = adapter_paths(network)
+    missing = [part for part in ("layers", "embed", "unembed") if paths[part] is None]
+    if missing:
+        raise LoadError(f"{type(network).__name__}: TransformerLens's adapter names no {', '.join(missing)}.")
+    return Family(
+        layers=str(paths["layers"]), embed=str(paths["embed"]), unembed=str(paths["unembed"]),
+        final_norm=paths["final_norm"], attn=paths["attn"], norm1=paths["ln1"], norm2=paths["ln2"],
+        mlp=paths["mlp"], q=paths["q"], k=paths["k"], v=paths["v"], o=paths["o"],
+        mlp_pre=None, mlp_act=None, parallel=paths["ln2"] is None, replayable=False,
+    )  # fmt: skip
 
 
 def _untouchable(family: Family, layer: Layer, config) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -45,6 +46,12 @@ class Prompts:
         lengths = self.lengths[rows]
         tokens = tuple(self.tokens[int(row)] for row in rows)
         return Prompts(self.ids[rows][:, : int(lengths.max())], lengths, tokens)
+
+    def joined(self, other: Prompts) -> Prompts:
+        """These prompts, then the other ones."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+        ids = torch.cat([F.pad(p.ids, (0, width - p.ids.shape[1])) for p in (self, other)])
+        return Prompts(ids, torch.cat([self.lengths, other.lengths]), self.tokens + other.tokens)
 
 
 def tokenize(tokenizer, text: str | Sequence[str], *, device: torch.device | str = "cpu") -> Prompts:

@@ -59,8 +59,8 @@ def load_smollm2():
         except _Untrusted:
             _install(gguf, digest, folder)
     raise LoadError(
-        f"The cache folder {folder} was converted {_ATTEMPTS} times and did not match its manifest after any. "
-        "Something else writes to it, or the disk is failing; point XDG_CACHE_HOME to another place."
+        f"The cache folder {folder} was converted {_ATTEMPTS} times and did not match its manifest after "
+        "any. Something else writes to it, or the disk is failing; point XDG_CACHE_HOME to another place."
     )
 
 

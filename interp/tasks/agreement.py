@@ -11,25 +11,21 @@ from random import Random
 from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
 
 # Singular and plural, each one token with its leading space.
-HEADS = tuple(
-    tuple(words.split("/"))
-    for words in (
-        "key/keys picture/pictures book/books letter/letters report/reports painting/paintings "
-        "bottle/bottles box/boxes photo/photos song/songs story/stories camera/cameras phone/phones "
-        "table/tables chair/chairs teacher/teachers doctor/doctors student/students author/authors "
-        "manager/managers friend/friends guard/guards senator/senators pilot/pilots farmer/farmers "
-        "officer/officers lawyer/lawyers singer/singers writer/writers engineer/engineers"
-    ).split()
+_HEADS = (
+    "key/keys picture/pictures book/books letter/letters report/reports painting/paintings "
+    "bottle/bottles box/boxes photo/photos song/songs story/stories camera/cameras phone/phones "
+    "table/tables chair/chairs teacher/teachers doctor/doctors student/students author/authors "
+    "manager/managers friend/friends guard/guards senator/senators pilot/pilots farmer/farmers "
+    "officer/officers lawyer/lawyers singer/singers writer/writers engineer/engineers"
 )
-ATTRACTORS = tuple(
-    tuple(words.split("/"))
-    for words in (
-        "cabinet/cabinets door/doors window/windows car/cars house/houses tree/trees garden/gardens "
-        "road/roads building/buildings bridge/bridges store/stores river/rivers mountain/mountains "
-        "school/schools church/churches museum/museums village/villages boy/boys girl/girls parent/parents "
-        "woman/women king/kings child/children driver/drivers actor/actors soldier/soldiers"
-    ).split()
+HEADS = tuple(tuple(words.split("/")) for words in _HEADS.split())
+_ATTRACTORS = (
+    "cabinet/cabinets door/doors window/windows car/cars house/houses tree/trees garden/gardens "
+    "road/roads building/buildings bridge/bridges store/stores river/rivers mountain/mountains "
+    "school/schools church/churches museum/museums village/villages boy/boys girl/girls parent/parents "
+    "woman/women king/kings child/children driver/drivers actor/actors soldier/soldiers"
 )
+ATTRACTORS = tuple(tuple(words.split("/")) for words in _ATTRACTORS.split())
 LINKS = ("near", "behind", "beside", "next to", "in front of", "across from", "from", "close to")
 VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
 NUMBERS = ("mixed", "same", "opposite")

@@ -12,7 +12,7 @@ from interp.errors import PairError
 from interp.tasks.pairs import PromptPair, Task, check_count
 
 # Common nouns, each one token with its leading space.
-WORDS = tuple(
+_WORDS = (
     "apple river chair table window garden music winter summer doctor letter bottle bridge castle circle "
     "cloud coffee corner cotton dinner dragon engine family farmer father finger flower forest friend ginger "
     "guitar hammer hunter island jacket jungle kitchen ladder lemon lion market meadow mirror monkey mother "
@@ -23,8 +23,9 @@ WORDS = tuple(
     "rain ring road rose ship shoe snake snow soup star sword tail tent tree truck wall watch wind wing yard "
     "bear boat bone book box brush cake camera candle car cat clock coat coin corn cow crown cup desk dish "
     "dog door dress drum duck ear egg eye farm fire fish flag foot fork fruit gate glass gold grass hand hat "
-    "heart hill honey hotel king".split()
+    "heart hill honey hotel king"
 )
+WORDS = tuple(_WORDS.split())
 # The first word of a prompt has no space before it and so is another token: let it be one that never repeats.
 OPENING = "Words:"
 

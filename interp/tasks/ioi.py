@@ -11,15 +11,17 @@ from random import Random
 from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
 
 # Very common English names, each one token (with its leading space) for SmolLM2, GPT-2 and most others.
-MALE_NAMES = tuple(
+_MALE_NAMES = (
     "John James Robert Michael William David Richard Joseph Thomas Charles Daniel Matthew Mark Paul Andrew "
     "Kevin Brian George Edward Jason Ryan Eric Stephen Scott Justin Frank Patrick Jack Peter Henry Adam "
-    "Simon Tony".split()
+    "Simon Tony"
 )
-FEMALE_NAMES = tuple(
+MALE_NAMES = tuple(_MALE_NAMES.split())
+_FEMALE_NAMES = (
     "Mary Jennifer Linda Elizabeth Susan Sarah Lisa Margaret Emily Michelle Rebecca Laura Amy Anna Helen "
-    "Rachel Maria Catherine Victoria Ruth Kelly Alice Julia Jane Kate Anne Emma Grace".split()
+    "Rachel Maria Catherine Victoria Ruth Kelly Alice Julia Jane Kate Anne Emma Grace"
 )
+FEMALE_NAMES = tuple(_FEMALE_NAMES.split())
 NAMES = tuple(sorted(MALE_NAMES + FEMALE_NAMES))
 
 PLACES = (
@@ -69,6 +71,7 @@ def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2")
     | `ABC` | all three are new names, of which none repeats | neither of the two answers | S |
 
     Under `S2` and `IO` the logit difference changes its sign; under `S1` and `ABC` it falls towards zero.
+    The new name C does not occur in the clean prompt, so differences under `IO` and `S1` are larger there.
     `subject` and `corrupted_subject` are the giver of each prompt.
 
     Args:

@@ -2,10 +2,10 @@
 
 Candidates, written by hand (`data/candidates.json`: per relation some templates, and answers by subject),
 are kept where the model's most likely next token *is* the whole answer. Each relation may be asked in several
-ways; a fact is kept once, in the first template (they stand in order of preference) that the model completes and
-that gives it a partner: a kept fact of the same template and prompt length with another answer. Subjects that contain their answer
-("Tokyo Tower") are left out, since there is nothing to recall. One row of a forward pass per candidate and
-template: minutes on a CPU.
+ways; a fact is kept once, in the first template (they stand in order of preference) that the model completes
+and that gives it a partner: a kept fact of the same template and prompt length with another answer. Subjects
+that contain their answer ("Tokyo Tower") are left out, since there is nothing to recall. Each candidate is
+one row of a forward pass per template: about two minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def read_candidates() -> dict[str, dict]:
     return json.loads((files("interp.tasks") / "data" / "candidates.json").read_text(encoding="utf-8"))
 
 
-def mine(network, tokenizer, candidates: dict[str, dict]) -> list[Fact]:
+def mine(network: Any, tokenizer: Any, candidates: dict[str, dict]) -> list[Fact]:
     """The facts that the model completes and that have a partner, relations with too few left out.
 
     Args:
@@ -85,12 +86,12 @@ def write(facts: list[Fact], path: Path, model: str) -> None:
         row = {name: getattr(fact, name) for name in ("relation", "template", "subject", "answer")}
         row["probability"] = round(fact.probability, 3)
         row["partners"] = [i for i, other in enumerate(facts) if fact.pairs_with(other)]
-        rows.append(json.dumps(row, ensure_ascii=False))
+        rows.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
     text = f'{{"model": {json.dumps(model)}, "facts": [\n' + ",\n".join(rows) + "\n]}\n"
     path.write_text(text, encoding="utf-8")
 
 
-def _tokenized(tokenizer, relation: str, template: str, answers: dict[str, str]) -> Iterator[Fact]:
+def _tokenized(tokenizer: Any, relation: str, template: str, answers: dict[str, str]) -> Iterator[Fact]:
     """The candidates whose answer continues the prompt by exactly one token."""
     for subject, answer in answers.items():
         if answer.strip().casefold() in subject.casefold().split():
@@ -102,7 +103,7 @@ def _tokenized(tokenizer, relation: str, template: str, answers: dict[str, str])
 
 
 @torch.inference_mode()
-def _known(network, candidates: list[Fact]) -> Iterator[Fact]:
+def _known(network: Any, candidates: list[Fact]) -> Iterator[Fact]:
     """The candidates whose answer is the most likely next token, with its probability."""
     by_length = defaultdict(list)
     for fact in candidates:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -25,11 +25,12 @@ from interp.errors import LoadError, PairError, nearest
 from interp.models.prompts import Prompts, token_strings, tokenize
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What `Task.encode` needs of a model."""
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """A tokenizer of transformers."""
 
     @property
@@ -91,16 +92,13 @@ class Task:
     source: str
     seed: int | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pairs", tuple(self.pairs))
-
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[PromptPair]:
         return iter(self.pairs)
 
-    def __getitem__(self, rows: slice) -> Task:
+    def __getitem__(self, rows: object) -> Task:
         """The task of a slice of the pairs (a single pair is `task.pairs[i]`)."""
         if not isinstance(rows, slice):
             raise TypeError(f"A task is sliced, task[2:5]; for one pair write task.pairs[{rows!r}].")
@@ -190,8 +188,10 @@ class Task:
         """Read pairs from a table with a header; an empty subject means none.
 
         Args:
+            path: the file.
             name: of the task; the file's stem if `None`.
             source: of the task; the file's name if `None`.
+            seed: of the task.
 
         Raises:
             LoadError: a header that lacks a required column or has an unknown one, or a row with too few
@@ -234,11 +234,11 @@ class EncodedTask:
 
     def __repr__(self) -> str:
         shortest, longest = int(self.clean.lengths.min()), int(self.clean.lengths.max())
-        span = f"{shortest}" if shortest == longest else f"{shortest}–{longest}"
+        span = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         return f"EncodedTask({self.task.name!r}, {len(self)} pairs of {span} tokens)"
 
 
-def single_token(tokenizer, text: str) -> int:
+def single_token(tokenizer: Any, text: str) -> int:
     """The id of the one token that `text` is, taken by itself.
 
     Raises:
@@ -263,7 +263,7 @@ def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
         raise PairError(f"There is no {what} {value!r}." + nearest(str(value), allowed))
 
 
-def check_count(n: int) -> None:
+def check_count(n: object) -> None:
     """Refuse a number of pairs that makes no task.
 
     Raises:
@@ -291,7 +291,7 @@ def _read_pair(where: str, row: dict) -> PromptPair:
     return PromptPair(**row)
 
 
-def _answer_ids(where: str, tokenizer, pair: PromptPair) -> tuple[int, int]:
+def _answer_ids(where: str, tokenizer: Any, pair: PromptPair) -> tuple[int, int]:
     """The ids of answer and wrong answer, each checked as a continuation of both prompts."""
     ids = []
     for name in ("answer", "wrong_answer"):
@@ -310,7 +310,7 @@ def _answer_ids(where: str, tokenizer, pair: PromptPair) -> tuple[int, int]:
     return ids[0], ids[1]
 
 
-def _continuation(what: str, tokenizer, prompt: str, answer: str) -> int:
+def _continuation(what: str, tokenizer: Any, prompt: str, answer: str) -> int:
     """The one token that `answer` adds to `prompt`, tokenised together as the model would meet them."""
     before = tokenizer(prompt).input_ids
     after = tokenizer(prompt + answer).input_ids

@@ -37,7 +37,7 @@ _TEXTS = (
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A cache converted once: its root, the network and tokenizer that transformers read, and the noise made."""
+    """A cache converted once: its root, what transformers read from the GGUF, and the noise it made."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     root, read, noise = tmp_path_factory.mktemp("cache"), [], io.StringIO()

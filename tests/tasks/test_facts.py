@@ -21,7 +21,9 @@ ROWS = _load()
 
 def test_there_are_enough_facts_of_enough_relations():
     counts = Counter(row["relation"] for row in ROWS)
-    assert len(ROWS) >= 200 and len(counts) >= 8 and min(counts.values()) >= 10
+    assert len(ROWS) >= 200
+    assert len(counts) >= 8
+    assert min(counts.values()) >= 10
     assert set(counts) == set(fact_relations())
 
 
@@ -31,7 +33,8 @@ def test_every_partner_is_a_symmetric_replacement(tokenizer):
         assert row["partners"], row
         for j in row["partners"]:
             other = ROWS[j]
-            assert i in other["partners"] and lengths[i] == lengths[j]
+            assert i in other["partners"]
+            assert lengths[i] == lengths[j]
             assert (row["relation"], row["template"]) == (other["relation"], other["template"])
             assert row["answer"] != other["answer"]
 
@@ -41,7 +44,8 @@ def test_facts_are_different_candidates_with_their_answers_and_do_not_give_them_
     assert len({(row["relation"], row["subject"]) for row in ROWS}) == len(ROWS)
     for row in ROWS:
         entry = candidates[row["relation"]]
-        assert row["template"] in entry["templates"] and entry["facts"][row["subject"]] == row["answer"]
+        assert row["template"] in entry["templates"]
+        assert entry["facts"][row["subject"]] == row["answer"]
         assert row["answer"].strip().casefold() not in row["subject"].casefold().split()
         assert 0 < row["probability"] <= 1
     assert sum(len(entry["facts"]) for entry in candidates.values()) >= 700
@@ -53,7 +57,8 @@ def test_facts_are_different_candidates_with_their_answers_and_do_not_give_them_
 def test_all_facts_encode(model):
     task = facts()
     encoded = task.encode(model)
-    assert len(task) == len(ROWS) and (encoded.clean.ids != encoded.corrupted.ids).any(1).all()
+    assert len(task) == len(ROWS)
+    assert (encoded.clean.ids != encoded.corrupted.ids).any(1).all()
 
 
 def test_pairs_hold_the_facts_and_differ_in_the_subject_alone():
@@ -85,11 +90,11 @@ def test_relations_select():
 
 
 def test_refusals():
-    with pytest.raises(PairError, match="no relation 'country_capitol'. Did you mean 'country_capital'"):
+    with pytest.raises(PairError, match=r"no relation 'country_capitol'. Did you mean 'country_capital'"):
         facts(relations=["country_capitol"])
-    with pytest.raises(PairError, match="No relation was asked for. Allowed: country_capital"):
+    with pytest.raises(PairError, match=r"No relation was asked for. Allowed: country_capital"):
         facts(relations=[])
-    with pytest.raises(PairError, match="There are .* facts of these relations; got n=100000"):
+    with pytest.raises(PairError, match=r"There are .* facts of these relations; got n=100000"):
         facts(100_000)
     with pytest.raises(PairError, match="at least 1; got n=0"):
         facts(0)
@@ -157,7 +162,8 @@ def test_mining_asks_in_the_first_template_that_works(tokenizer):
     candidates = {"capital": {"templates": templates, "facts": COUNTRIES | more}}
     asked = {fact.subject: fact.template for fact in mine(Oracle(tokenizer, known), tokenizer, candidates)}
     assert asked.pop("France") == asked.pop("Spain") == templates[1]
-    assert set(asked.values()) == {templates[0]} and len(asked) == len(COUNTRIES | more) - 2
+    assert set(asked.values()) == {templates[0]}
+    assert len(asked) == len(COUNTRIES | more) - 2
 
 
 def test_a_written_file_reads_back(tokenizer, tmp_path):
@@ -167,4 +173,5 @@ def test_a_written_file_reads_back(tokenizer, tmp_path):
     mined = mine(Oracle(tokenizer, capitals(COUNTRIES)), tokenizer, candidates)
     write(mined, tmp_path / "facts.json", "an oracle")
     data = json.loads((tmp_path / "facts.json").read_text(encoding="utf-8"))
-    assert data["model"] == "an oracle" and data["facts"][0]["partners"] == list(range(1, 10))
+    assert data["model"] == "an oracle"
+    assert data["facts"][0]["partners"] == list(range(1, 10))

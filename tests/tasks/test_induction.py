@@ -22,7 +22,8 @@ def test_the_answer_follows_the_earlier_occurrence_of_the_last_word(length, repe
             opening, *words = prompt.split()
             assert opening == OPENING
             first, again = words[:length], words[length:]
-            assert len(set(first)) == length and len(again) == repeat
+            assert len(set(first)) == length
+            assert len(again) == repeat
             at = first.index(words[-1])
             assert first[at + 1 - repeat : at + 1] == again
             assert f" {first[at + 1]}" == answer

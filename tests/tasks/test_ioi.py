@@ -50,7 +50,8 @@ def test_every_variant_encodes(model, templates, corruption):
 def test_clean_prompts_call_for_the_name_that_is_not_repeated(corruption):
     for pair in ioi(60, corruption=corruption).pairs:
         (io, s1, s2), _ = roles(pair)
-        assert s1 == s2 == pair.subject != io and pair.answer == f" {io}"
+        assert s1 == s2 == pair.subject != io
+        assert pair.answer == f" {io}"
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -59,13 +60,19 @@ def test_corruptions_do_what_they_say(corruption):
         (io, s, _), (new_io, new_s1, new_s2) = roles(pair)
         wrong = pair.wrong_answer.strip()
         if corruption == "S2":
-            assert (new_io, new_s1, new_s2) == (io, s, io) and wrong == s
+            assert (new_io, new_s1, new_s2) == (io, s, io)
+            assert wrong == s
         elif corruption == "IO":
-            assert (new_s1, new_s2) == (s, s) and new_io == wrong and wrong not in (io, s)
+            assert (new_s1, new_s2) == (s, s)
+            assert new_io == wrong
+            assert wrong not in (io, s)
         elif corruption == "S1":
-            assert (new_io, new_s2) == (io, s) and new_s1 == wrong and wrong not in (io, s)
+            assert (new_io, new_s2) == (io, s)
+            assert new_s1 == wrong
+            assert wrong not in (io, s)
         else:
-            assert len({io, s, new_io, new_s1, new_s2}) == 5 and wrong == s
+            assert len({io, s, new_io, new_s1, new_s2}) == 5
+            assert wrong == s
         assert pair.corrupted_subject == new_s2
 
 
@@ -86,7 +93,8 @@ def test_the_template_mix_is_even_and_the_pure_ones_are_pure():
 
 def test_all_templates_places_and_objects_are_used():
     text = "\n".join(pair.clean for pair in ioi(600).pairs)
-    assert all(f"the {place}" in text for place in PLACES) and all(f"a {thing}" in text for thing in OBJECTS)
+    assert all(f"the {place}" in text for place in PLACES)
+    assert all(f"a {thing}" in text for thing in OBJECTS)
     openings = {re.split(r"\{", template)[0] for template in TEMPLATES}
     assert all(opening in text for opening in openings)
 
@@ -99,9 +107,9 @@ def test_the_seed_decides_and_a_longer_task_begins_like_a_shorter_one():
 
 
 def test_refusals():
-    with pytest.raises(PairError, match="no IOI template 'ABAB'.*Allowed: mixed, ABBA, BABA"):
+    with pytest.raises(PairError, match=r"no IOI template 'ABAB'.*Allowed: mixed, ABBA, BABA"):
         ioi(3, templates="ABAB")
-    with pytest.raises(PairError, match="no IOI corruption 'S3'.*Allowed: S2, S1, IO, ABC"):
+    with pytest.raises(PairError, match=r"no IOI corruption 'S3'.*Allowed: S2, S1, IO, ABC"):
         ioi(3, corruption="S3")
     with pytest.raises(PairError, match="at least 1"):
         ioi(0)

@@ -18,9 +18,7 @@ TOWER = PromptPair("The tower is in the city of", "The palace is in the city of"
 TASK = Task("hand-made", (KEYS, TOWER, KEYS), "this test", None)
 
 
-def one(
-    clean="The keys to the cabinet", corrupted="The key to the cabinet", answer=" are", wrong_answer=" is"
-):
+def one(clean="The keys to the cabinet", corrupted="The key to the cabinet", answer=" are", wrong_answer=" is"):
     return Task("one", (PromptPair(clean, corrupted, answer, wrong_answer),), "this test")
 
 
@@ -29,13 +27,16 @@ def one(
 
 def test_encode_gives_the_tokens_of_every_pair_in_order(model):
     encoded = TASK.encode(model)
-    assert isinstance(encoded, EncodedTask) and len(encoded) == 3 and encoded.task is TASK
+    assert isinstance(encoded, EncodedTask)
+    assert len(encoded) == 3
+    assert encoded.task is TASK
     for row, pair in enumerate(TASK.pairs):
         assert "".join(encoded.clean.tokens[row]) == pair.clean
         assert "".join(encoded.corrupted.tokens[row]) == pair.corrupted
         assert model.tokenizer.decode(encoded.answer[row]) == pair.answer
         assert model.tokenizer.decode(encoded.wrong_answer[row]) == pair.wrong_answer
-    assert encoded.answer.dtype == torch.long and encoded.answer.shape == (3,)
+    assert encoded.answer.dtype == torch.long
+    assert encoded.answer.shape == (3,)
     assert torch.equal(encoded.clean.lengths, encoded.corrupted.lengths)
 
 
@@ -61,33 +62,34 @@ def test_slices_and_selections_are_tasks_with_the_same_origin():
     assert TASK[1:].pairs == (TOWER, KEYS)
     assert TASK[::-1].pairs == TASK.select([2, 1, 0]).pairs
     assert TASK.select([1]) == Task("hand-made", (TOWER,), "this test", None)
-    assert list(TASK) == list(TASK.pairs) and len(TASK) == 3
+    assert list(TASK) == list(TASK.pairs)
+    assert len(TASK) == 3
     with pytest.raises(TypeError, match=r"task\.pairs\[1\]"):
         TASK[1]
 
 
 def test_repr_is_short_and_shows_the_first_pair():
     text = repr(TASK)
-    assert "hand-made" in text and "3 pairs" in text and "' are'" in text and len(text) < 200
+    assert "hand-made" in text
+    assert "3 pairs" in text
+    assert "' are'" in text
+    assert len(text) < 200
     assert repr(Task("none", (), "this test")) == "Task('none', 0 pairs, seed=None)"
 
 
 def test_encoded_repr_tells_the_lengths(model):
-    assert repr(TASK.encode(model)) == "EncodedTask('hand-made', 3 pairs of 5–7 tokens)"
+    assert repr(TASK.encode(model)) == "EncodedTask('hand-made', 3 pairs of 5 to 7 tokens)"
 
 
 def test_nothing_can_be_changed(model):
     for thing, field in ((KEYS, "clean"), (TASK, "name"), (TASK.encode(model), "answer")):
         with pytest.raises(FrozenInstanceError):
             setattr(thing, field, None)
-    assert isinstance(Task("list", [KEYS], "this test").pairs, tuple)
 
 
 # --- files ------------------------------------------------------------------------------------------------
 
-ODD = PromptPair(
-    'He said, "Oui,\nnon"; 日本 is', 'She said, "Oui,\nnon"; 日本 is', " a,b", ' "c"', "He", "She"
-)
+ODD = PromptPair('He said, "Oui,\nnon"; 日本 is', 'She said, "Oui,\nnon"; 日本 is', " a,b", ' "c"', "He", "She")
 
 
 def test_jsonl_round_trip(tmp_path):
@@ -139,10 +141,10 @@ def test_malformed_csv_is_refused(tmp_path):
     path = tmp_path / "bad.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["clean", "corrupted", "answer", "wrong_answer"], ["a", "b", " c"]])
-    with pytest.raises(LoadError, match="Row 1 .* as many cells as the header"):
+    with pytest.raises(LoadError, match=r"Row 1 .* as many cells as the header"):
         Task.from_csv(path)
     path.write_text("clean,answer\na, b\n")
-    with pytest.raises(LoadError, match="lacks .*corrupted.*wrong_answer"):
+    with pytest.raises(LoadError, match=r"lacks .*corrupted.*wrong_answer"):
         Task.from_csv(path)
 
 
@@ -162,7 +164,7 @@ def test_an_empty_prompt_is_refused(model, side):
 
 def test_unequal_lengths_are_refused_and_shown_side_by_side(model):
     task = Task("t", (TOWER, PromptPair("The old keys to it", "The key to it", " are", " is")), "this test")
-    with pytest.raises(PairError, match="Pair 1 .* clean has 5 tokens and corrupted has 4") as caught:
+    with pytest.raises(PairError, match=r"Pair 1 .* clean has 5 tokens and corrupted has 4") as caught:
         task.encode(model)
     table = str(caught.value).splitlines()[1:]
     assert table == [
@@ -187,7 +189,7 @@ def test_an_empty_answer_is_refused(model):
 
 
 def test_an_answer_that_melts_into_the_prompt_is_refused(model):
-    """ " cabinet" + "s" is the one token " cabinets", so the prompt's last token would be another."""
+    """The text " cabinet" + "s" is the one token " cabinets", so the prompt's last token would be another."""
     with pytest.raises(PairError, match=r"the prompt's own tokens change with it: .*' cabinets'"):
         one(answer="s").encode(model)
 
@@ -229,7 +231,7 @@ def test_a_subject_that_is_not_in_its_prompt_is_refused(which):
 
 
 def test_options_and_counts_are_refused():
-    with pytest.raises(PairError, match="no colour 'rde'. Did you mean 'red'.*Allowed: red, blue"):
+    with pytest.raises(PairError, match=r"no colour 'rde'. Did you mean 'red'.*Allowed: red, blue"):
         check_choice("colour", "rde", ("red", "blue"))
     for n in (0, -1, 2.5, True):
         with pytest.raises(PairError, match="at least 1"):

@@ -22,9 +22,8 @@ def test_every_pair_encodes_and_differs_in_the_name_alone(model):
 def test_the_answer_is_the_pronoun_of_the_name():
     for pair in pronouns(60).pairs:
         assert (pair.answer, pair.wrong_answer) == (PRONOUN[pair.subject], PRONOUN[pair.corrupted_subject])
-        assert (
-            pair.answer != pair.wrong_answer and pair.label == {" she": "female", " he": "male"}[pair.answer]
-        )
+        assert pair.answer != pair.wrong_answer
+        assert pair.label == {" she": "female", " he": "male"}[pair.answer]
 
 
 def test_the_genders_take_turns():
