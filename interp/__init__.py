@@ -1,0 +1,76 @@
+"""interp: causal, mechanistic interpretability of transformers and diffusion models.
+
+The names below are loaded when they are first used, so that `import interp` is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "load": "interp.models.load",
+    "LanguageModel": "interp.models.language_model",
+    "Prompts": "interp.models.prompts",
+    "Site": "interp.models.site",
+    "Replace": "interp.interventions.edits",
+    "Add": "interp.interventions.edits",
+    "Scale": "interp.interventions.edits",
+    "Ablate": "interp.interventions.edits",
+    "Swap": "interp.interventions.edits",
+    "Knockout": "interp.interventions.edits",
+    "When": "interp.interventions.edits",
+    "Run": "interp.interventions.captured",
+    "run": "interp.interventions.run",
+    "generate": "interp.interventions.generate",
+    "sweep": "interp.interventions.sweep",
+    "plan_sweep": "interp.interventions.sweep",
+    "Savings": "interp.interventions.schedule",
+    "differentiable": "interp.interventions.differentiable",
+    "patch": "interp.patching",
+    "trace": "interp.tracing",
+    "knockout": "interp.tracing",
+    "Result": "interp.results",
+    "InterpError": "interp.errors",
+}
+_SUBPACKAGES = ("tasks", "models", "interventions", "patching", "tracing", "plots", "kernels")
+
+__all__ = [*_HOMES, "tasks"]
+
+if TYPE_CHECKING:
+    from interp import tasks as tasks
+    from interp.errors import InterpError as InterpError
+    from interp.interventions.captured import Run as Run
+    from interp.interventions.differentiable import differentiable as differentiable
+    from interp.interventions.edits import Ablate as Ablate
+    from interp.interventions.edits import Add as Add
+    from interp.interventions.edits import Knockout as Knockout
+    from interp.interventions.edits import Replace as Replace
+    from interp.interventions.edits import Scale as Scale
+    from interp.interventions.edits import Swap as Swap
+    from interp.interventions.edits import When as When
+    from interp.interventions.generate import generate as generate
+    from interp.interventions.run import run as run
+    from interp.interventions.schedule import Savings as Savings
+    from interp.interventions.sweep import plan_sweep as plan_sweep
+    from interp.interventions.sweep import sweep as sweep
+    from interp.models.language_model import LanguageModel as LanguageModel
+    from interp.models.load import load as load
+    from interp.models.prompts import Prompts as Prompts
+    from interp.models.site import Site as Site
+    from interp.patching import patch as patch
+    from interp.results import Result as Result
+    from interp.tracing import knockout as knockout
+    from interp.tracing import trace as trace
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"interp.{name}")
+    raise AttributeError(f"module 'interp' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_SUBPACKAGES]
