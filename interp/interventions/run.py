@@ -80,7 +80,9 @@ def run_plan(
     wanted = {site.all_heads for site in capture}
     places = Places(plan, wanted, kept, len(prompts), prompts.ids.shape[1])
     if model.runner is not None:
-        out = model.runner.forward(model, prompts, places.watchers(model), places.cores(model))
+        if grad:
+            raise InterpError(f"{model.name} runs through nnsight, which keeps no graph here; load the network itself.")
+        out = model.runner.forward(model.network, prompts, places.watchers(model), places.cores(model))
     else:
         with torch.set_grad_enabled(grad), ExitStack() as hooks:
             hooks.enter_context(tapped(places.watchers(model), len(prompts)))
@@ -101,7 +103,7 @@ class Places:
         """A watcher for every site that is a tensor at a module's side."""
         sites = [site for site in {**self.plan.sites, **dict.fromkeys(self.wanted)} if site.part not in ATTENTION_PARTS]
         # At a shared tap (q, k, v of a fused projection; z, then the heads' results) the forward order.
-        sites.sort(key=lambda site: (site.layer or 0, PARTS.index(site.part)))
+        sites.sort(key=lambda site: _forward_order(site, model.n_layers))
         watchers: list[tuple[str, Tap, Watcher]] = []
         for site in sites:
             if site.part == "head_result":
@@ -173,3 +175,8 @@ class Places:
         if site in self.wanted:
             self.kept[site] = x if torch.is_grad_enabled() else x.clone()
         return x
+
+
+def _forward_order(site: Site, n_layers: int) -> tuple[int, int]:
+    layer = (-1 if site.part == "embed" else n_layers) if site.layer is None else site.layer
+    return layer, PARTS.index(site.part)

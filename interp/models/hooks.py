@@ -64,12 +64,23 @@ def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int) -> Iterator
         )
 
 
-def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None]):
+def seen_through(tap: Tap, watch: Watcher, batch: int) -> Watcher:
+    """A watcher of the module's own tensor, from one of the tap's view of it."""
+
     def see(x: Tensor) -> Tensor | None:
-        mark()
         shaped = x.unflatten(0, (batch, -1)) if x.ndim == 2 else x
         new = watch(tap.read(shaped))
         return None if new is None else tap.write(shaped, new).reshape(x.shape)
+
+    return see
+
+
+def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None]):
+    look = seen_through(tap, watch, batch)
+
+    def see(x: Tensor) -> Tensor | None:
+        mark()
+        return look(x)
 
     def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         x = args[0] if args else kwargs["hidden_states"]

@@ -49,6 +49,7 @@ def load(
         from interp.models.smollm2 import load_smollm2
 
         network, tokenizer = load_smollm2()
+        network.requires_grad_(False)
         return describe(network if dtype is None else network.to(dtype), tokenizer, name or x)
     if isinstance(x, str | Path):
         network, tokenizer = _from_pretrained(str(x), tokenizer, dtype or torch.float32, trust_remote_code)
@@ -93,7 +94,7 @@ def _from_pretrained(path: str, tokenizer: object, dtype: torch.dtype, trust_rem
             f"Cannot load {path!r}: {str(error).strip().splitlines()[0]} Give a hub id, a folder with config.json and "
             f"safetensors weights, or an embedded model: {', '.join(map(repr, EMBEDDED))}."
         ) from error
-    return network, tokenizer
+    return network.requires_grad_(False), tokenizer
 
 
 def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
