@@ -69,7 +69,10 @@ class PatchResult(Result):
     def title(self) -> str:
         """One line that states what was measured."""
         p = self.provenance
-        return f"{p['direction'].capitalize()} {p['part']} · {p['task']} ({p['n_examples']} pairs) · {p['model']}"
+        at = f" at position {', '.join(map(str, p['positions']))}" if p["positions"] else ", all positions together"
+        where = "" if "pos" in p["axes"] else at
+        pairs = f"{p['n_examples']} pair{'s' if p['n_examples'] > 1 else ''}"
+        return f"{p['direction'].capitalize()} {p['part']}{where} · {p['task']} ({pairs}) · {p['model']}"
 
     def recovered(self, metric: str | None = None):
         """(mean edited − mean corrupted) / (mean clean − mean corrupted), an xarray.DataArray over the grid.
@@ -99,7 +102,7 @@ class PatchResult(Result):
         m = metric or self.provenance["metrics"][0]
         effect = self.data[f"{m}_effect"]
         low, high, p = (self.data[f"{m}_{name}"] for name in ("low", "high", "p"))
-        unit = f"{m.replace('_', ' ')}, {self.data[m].attrs['unit']}"
+        unit = f"effect on {m.replace('_', ' ')} ({self.data[m].attrs['unit']})"
         axes = [str(axis) for axis in effect.dims]
         if len(axes) == 1:
             labels = self._labels(axes[0])
@@ -183,7 +186,7 @@ def patch(
         SiteError: a part, layer or axis that does not fit the model.
         PairError: pairs of unequal token length, answers of more than one token.
     """
-    task = Task("one pair", (task,), "given by the caller", None) if isinstance(task, PromptPair) else task
+    task = Task(task.label or "given", (task,), "given by the caller", None) if isinstance(task, PromptPair) else task
     site_part = Site.parse(part).part if part not in PARTS else part
     grid = _Grid.of(model, site_part, over, layers, positions, units, window)
     metrics = [metric] if isinstance(metric, str) else list(metric)

@@ -3,7 +3,7 @@
 Effects get a diverging scale centred on zero, the same distance to both sides, so that white is "nothing" and
 colours compare; quantities without a natural middle (probabilities) get a sequential one. Cells are placed
 by index and only labelled with their tokens, so a token that occurs twice keeps two columns. Grey cells were
-not measured. A cell whose adjusted p is above 0.05 carries a dot: shown, but not to be read as a finding.
+not measured. A cell whose adjusted p is at most 0.05 carries a dot; if none does, the figure says so.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def heatmap(
         y_labels: one per row, likewise.
         low: lower end of each value's interval, for the hover; same dimensions as `data`.
         high: upper end.
-        p: adjusted p of each value, for the hover and the dots above 0.05.
+        p: adjusted p of each value, for the hover and the dots.
         zmid: the value that is white; only with `diverging`.
         marks: True where a cell is to be outlined.
         diverging: blue below `zmid`, red above, at one scale; otherwise white to dark blue from the smallest
             to the largest value (from 0 where all lie between 0 and 1).
         facet: dimension of the panels, which share the colour scale.
-        dots: whether cells with p above 0.05 get a small grey dot.
+        dots: whether cells with p of at most 0.05 get a small dot.
 
     Raises:
         ShapeError: dimensions or sizes that do not fit together, labels of the wrong number, or infinite
@@ -114,13 +114,15 @@ def heatmap(
             col=panel + 1,
         )
         if dots and p is not None:
-            figure.add_trace(_dots(numpy.argwhere(chosen["p"].astype(float) > _ALPHA)), row=1, col=panel + 1)
+            figure.add_trace(_dots(numpy.argwhere(chosen["p"].astype(float) <= _ALPHA)), row=1, col=panel + 1)
         if marks is not None:
             figure.add_trace(_frames(numpy.argwhere(chosen["marks"].astype(bool))), row=1, col=panel + 1)
 
     style.dress(figure, title, size["width"], size["height"])
-    dotted = p is not None and dots and bool((arrays["p"].astype(float) > _ALPHA).any())
-    notes = [f"dot: adjusted p > {_ALPHA}"] if dotted else []
+    notes = []
+    if dots and p is not None:
+        found = bool((arrays["p"].astype(float) <= _ALPHA).any())
+        notes.append(f"dot: adjusted p ≤ {_ALPHA}" if found else f"no cell has an adjusted p ≤ {_ALPHA}")
     notes += ["grey: not measured"] if numpy.isnan(z).any() else []
     _axes(figure, (x, x_text), (y, y_text), size, " · ".join(notes))
     figure.update_layout(coloraxis=_colours(z, zmid, diverging, unit, size["plot_height"]))
@@ -273,9 +275,9 @@ def _dots(cells: numpy.ndarray) -> Any:
         x=cells[:, 1],
         y=cells[:, 0],
         mode="markers",
-        marker={"size": 2.6, "color": "#9a9a9a"},
+        marker={"size": 5, "color": style.INK, "line": {"width": 1, "color": "#ffffff"}},
         hoverinfo="skip",
-        name="not significant",
+        name="adjusted p ≤ 0.05",
         showlegend=False,
     )
 

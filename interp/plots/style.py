@@ -71,7 +71,8 @@ def wrapped(text: str, pixels: int, size: int) -> str:
     most = max(12, int(pixels / (0.52 * size)))
     count = len(textwrap.wrap(text, most))
     lines = [""]
-    for letters in range(max(1, len(text) // max(count, 1)), most + 1):  # the narrowest with as few lines
+    longest = min(most, max((len(word) for word in text.split()), default=1))  # words stay whole where they fit
+    for letters in range(max(longest, len(text) // max(count, 1)), most + 1):  # the narrowest with as few lines
         lines = textwrap.wrap(text, letters) or [""]
         if len(lines) <= max(count, 1):
             break

@@ -73,12 +73,14 @@ def test_hover_tells_interval_and_p(effect: xarray.DataArray) -> None:
 
 
 def test_dots_and_frames(effect: xarray.DataArray) -> None:
-    p = cells(numpy.array([[0.01, 0.2, 0.05, 1], [0.01] * 4, [0.01] * 4]))
+    p = cells(numpy.array([[0.6, 0.02, 0.06, 0.05], [0.6] * 4, [0.6] * 4]))
     figure = draw(effect, p=p, marks=effect == -3)
     dots, frames = figure.data[1], figure.data[2]
     assert list(zip(dots.y, dots.x, strict=True)) == [(0, 1), (0, 3)]
     assert numpy.nanmean(frames.x[:4]) == 1 and numpy.nanmean(frames.y[:4]) == 1 and len(frames.x) == 6
-    assert "dot: adjusted p &gt; 0.05" in figure.layout.annotations[-1].text
+    assert "dot: adjusted p ≤ 0.05" in figure.layout.annotations[-1].text
+    none = draw(effect, p=cells(numpy.full((3, 4), 0.2)))
+    assert "no cell has an adjusted p ≤ 0.05" in none.layout.annotations[-1].text
     assert len(draw(effect, p=p, dots=False).data) == 1
 
 
