@@ -43,7 +43,9 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _deliver(result: Result, heading: str, html: Path | None, as_json: bool, out: Path | None, png: Path | None) -> None:
+def _deliver(
+    result: Result, heading: str, html: Path | None, as_json: bool, out: Path | None, png: Path | None
+) -> None:
     from interp.plots import write_png, write_report
 
     if as_json:
@@ -179,7 +181,13 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the page and the pic
 
 
 def _print_top_heads(result: Result) -> None:
-    table = Table("head", "effect (logits)", "95 % interval", "adjusted p", title="IOI: heads at the last token with the largest effect")
+    table = Table(
+        "head",
+        "effect (logits)",
+        "95 % interval",
+        "adjusted p",
+        title="IOI: heads at the last token with the largest effect",
+    )
     data = result.data
     effect = data["logit_difference_effect"].stack(cell=("layer", "head"))
     for cell in effect[abs(effect).argsort().values[::-1][:8]]["cell"].values:

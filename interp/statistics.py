@@ -156,10 +156,11 @@ def holm(p: Any) -> numpy.ndarray:
     if ((array[tested] < 0) | (array[tested] > 1)).any():
         raise ShapeError(f"p must lie between 0 and 1; got {array[tested].min()} to {array[tested].max()}.")
     adjusted = array.copy()
-    if tested.any():
-        from statsmodels.stats.multitest import multipletests
-
-        adjusted[tested] = multipletests(array[tested], method="holm")[1]
+    order = numpy.argsort(array[tested])
+    stepped = numpy.arange(len(order), 0, -1) * array[tested][order]
+    kept = numpy.empty(len(order))
+    kept[order] = numpy.minimum(numpy.maximum.accumulate(stepped), 1)
+    adjusted[tested] = kept
     return adjusted
 
 

@@ -46,6 +46,22 @@ class BaseStates:
             return self.resid[(site.layer or 0) + 1]
         return self.sites[site]
 
+    def rows(self, rows: slice, prompts: Prompts) -> BaseStates:
+        """The states of some rows, which are these prompts."""
+        width = prompts.ids.shape[1]
+        resid, keys, values = (
+            tuple(x[rows, :width] for x in states) for states in (self.resid, self.keys, self.values)
+        )
+        return BaseStates(resid, keys, values, self.ropes, {s: _rows(x, rows, width, s) for s, x in self.sites.items()})
+
+    def as_run(self, prompts: Prompts, sites: Iterable[Site]) -> Run:
+        """The run of these prompts that captured `sites`, to take values from."""
+        return Run(prompts, None, {site: self.at(site) for site in sites})
+
+
+def _rows(x: Tensor, rows: slice, width: int, site: Site) -> Tensor:
+    return x[rows, :, :width, :width] if site.part in ATTENTION_PARTS else x[rows, :width]
+
 
 @torch.no_grad()
 def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> BaseStates:
@@ -87,32 +103,18 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
 
 
 def states_with_source(
-    model: LanguageModel, base: Prompts, source: Prompts, edits: Sequence[Edit], captured: Iterable[Site], sites: Iterable[Site]
-) -> tuple[BaseStates, Run]:
-    """The base run and the run that values come from, as rows of one forward pass.
+    model: LanguageModel, base: Prompts, source: Prompts, sites: Iterable[Site], edits: Sequence[Edit] = ()
+) -> tuple[BaseStates, BaseStates]:
+    """States of the base run and of the run that values come from, as rows of one forward pass.
 
     That is cheaper than two passes, and where base and source agree on a prefix their states agree bit
     for bit, so that edits which change nothing are recognised.
 
     Args:
-        edits: of the base run only; `captured`: sites that the source run must hold.
-        sites: what the base run must hold besides.
+        sites: what both must hold besides the residual stream.
+        edits: of the base run only.
     """
     plan = compile_variants(model, base, [edits])
-    captured, n = set(captured), len(base)
-    states = base_states(model, Plan(base.joined(source), plan.n_variants, plan.sites), captured | set(sites))
-    width = base.ids.shape[1]
-    own = BaseStates(
-        tuple(x[:n, :width] for x in states.resid),
-        tuple(x[:n, :width] for x in states.keys),
-        tuple(x[:n, :width] for x in states.values),
-        states.ropes,
-        {site: _rows(x, slice(0, n), width, site) for site, x in states.sites.items()},
-    )
-    theirs = slice(n, n + len(source))
-    held = {site: _rows(states.at(site), theirs, source.ids.shape[1], site) for site in captured}
-    return own, Run(source, None, held)
-
-
-def _rows(x: Tensor, rows: slice, width: int, site: Site) -> Tensor:
-    return x[rows, :, :width, :width] if site.part in ATTENTION_PARTS else x[rows, :width]
+    n = len(base)
+    both = base_states(model, Plan(base.joined(source), plan.n_variants, plan.sites), sites)
+    return both.rows(slice(0, n), base), both.rows(slice(n, n + len(source)), source)

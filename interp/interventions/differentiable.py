@@ -65,7 +65,9 @@ class Differentiable:
         if not len(rows):
             return logits
         chunk = part_of(rows, slice(0, len(rows)), self.shared, self.model.n_layers)
-        found = torch.cat([x for x, _ in ChunkLogits(self.model, plan, self.base, chunk, self.readout, savings).blocks()])
+        found = torch.cat(
+            [x for x, _ in ChunkLogits(self.model, plan, self.base, chunk, self.readout, savings).blocks()]
+        )
         if np.array_equal(chunk.example, np.arange(len(logits))):
             return found
         return logits.index_copy(0, torch.from_numpy(chunk.example).to(found.device), found)

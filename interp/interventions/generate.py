@@ -71,10 +71,14 @@ def generate(
     if max_new_tokens < 1:
         raise InterpError(f"max_new_tokens={max_new_tokens}: at least 1.")
     if model.runner is not None:
-        raise InterpError(f"{model.name} runs through nnsight, whose own `generate` serves it; load the network itself.")
+        raise InterpError(
+            f"{model.name} runs through nnsight, whose own `generate` serves it; load the network itself."
+        )
     steps = _Steps(model, prompts, edits, sites, max_new_tokens)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    columns = [[0] * int(pad) + row[:n] for pad, row, n in zip(steps.pad, prompts.ids.tolist(), steps.lengths, strict=True)]
+    columns = [
+        [0] * int(pad) + row[:n] for pad, row, n in zip(steps.pad, prompts.ids.tolist(), steps.lengths, strict=True)
+    ]
     ids = torch.tensor(columns, device=model.device)
     mask = torch.arange(ids.shape[1])[None] >= torch.from_numpy(steps.pad)[:, None]
     mask = mask.long().to(model.device)
@@ -117,13 +121,17 @@ class _Steps:
         self.kept: dict[Site, list[Tensor]] = {site: [] for site in self.wanted}
         for place in [*(edit.site for edit in edits), *sites]:
             if place.part in ATTENTION_PARTS:
-                raise SiteError(f"{place}: attention over cached keys is not served while generating; use run on the whole text.")
+                raise SiteError(
+                    f"{place}: attention over cached keys is not served while generating; use run on the whole text."
+                )
         for edit in edits:
             steps = None if edit.when is None else set(edit.when.steps)
             if steps is not None and (not steps or min(steps) < 0 or max(steps) >= n_steps):
                 raise InterpError(f"The edit at {edit.site} names steps {sorted(steps)}; there are 0 to {n_steps - 1}.")
             if edit.positions is not None and steps is not None and 0 not in steps:
-                raise InterpError(f"The edit at {edit.site} has positions of the prompt, which only step 0 reads; its steps are {sorted(steps)}.")
+                raise InterpError(
+                    f"The edit at {edit.site} has positions of the prompt, which only step 0 reads; its steps are {sorted(steps)}."
+                )
         one_token = from_token_lists(None, [[0]] * len(prompts), device=model.device)
         self._at_prompt = [_timeless(e) for e in edits if e.when is None or 0 in e.when.steps]
         self._later = [e for e in edits if e.positions is None]

@@ -217,7 +217,9 @@ def _places(
     lengths = prompts.lengths.cpu().numpy()
     chosen = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(lengths)):
-        raise InterpError(f"Edit at {site}: rows {chosen.tolist()} of a batch of {len(lengths)} prompts (0 to {len(lengths) - 1}).")
+        raise InterpError(
+            f"Edit at {site}: rows {chosen.tolist()} of a batch of {len(lengths)} prompts (0 to {len(lengths) - 1})."
+        )
     lengths = lengths[chosen]
     if positions is None:
         width = int(prompts.lengths.max())
@@ -319,7 +321,9 @@ def _ablation(edit: Ablate, site: Site) -> Value:
         raise InterpError(f"Ablate({site}, {edit.kind!r}) needs `over`, a run that captured {site.all_heads}.")
     x, prompts = edit.over[site.all_heads], edit.over.prompts
     if site.part in ATTENTION_PARTS:
-        raise SiteError(f"Ablate({site}, {edit.kind!r}): attention rows of different queries have no common mean; use zero or Replace.")
+        raise SiteError(
+            f"Ablate({site}, {edit.kind!r}): attention rows of different queries have no common mean; use zero or Replace."
+        )
     if edit.kind == "resample":
         if len(x) < 2:
             raise InterpError(f"Ablate({site}, 'resample') needs a run of at least two prompts; got {len(x)}.")
@@ -340,7 +344,9 @@ def _ablation(edit: Ablate, site: Site) -> Value:
 def _basis(model: LanguageModel, site: Site, basis: Tensor) -> Tensor:
     width = model.width_of(site.part)
     if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] > basis.shape[0]:
-        raise ShapeError(f"Swap at {site}: the basis has shape {list(basis.shape)}; it must be [{width}, rank ≤ {width}].")
+        raise ShapeError(
+            f"Swap at {site}: the basis has shape {list(basis.shape)}; it must be [{width}, rank ≤ {width}]."
+        )
     gram = basis.detach().T @ basis.detach()
     if (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max() > 1e-3:
         raise ShapeError(f"Swap at {site}: the columns of the basis are not orthonormal (take torch.linalg.qr of it).")
@@ -353,7 +359,9 @@ def _by_unit(model: LanguageModel, whole: _Resolved, units: np.ndarray, value: V
     if width is None:
         raise SiteError(f"{whole.site} has keys, not units; edit whole rows, or cut edges with Knockout.")
     if units.min() < 0 or units.max() >= width:
-        raise InterpError(f"Edit at {whole.site}: units {units.min()} to {units.max()} of a width of {width} (0 to {width - 1}).")
+        raise InterpError(
+            f"Edit at {whole.site}: units {units.min()} to {units.max()} of a width of {width} (0 to {width - 1})."
+        )
     n, columns = len(units), whole.table.shape[-1]
     own = np.arange(n) if isinstance(value, Tensor) else units
     return replace(

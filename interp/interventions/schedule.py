@@ -83,9 +83,7 @@ class Schedule:
         return self.end[self.example] - self.start
 
 
-def schedule(
-    model: LanguageModel, plan: Plan, base: BaseStates, reads: Index, savings: Savings
-) -> Schedule:
+def schedule(model: LanguageModel, plan: Plan, base: BaseStates, reads: Index, savings: Savings) -> Schedule:
     """Decide which rows run, and from where.
 
     Args:

@@ -217,7 +217,9 @@ class PackedSweep(SweepPlan):
         parts = chunks(rows, max(max_tokens, min(longest, (budget - kept) // per_token)), savings)
         most = max((int(rows.live[part].sum()) for part in parts), default=0)
         n_columns = model.d_vocab if readout.columns is None else readout.columns.shape[1]
-        used = [name for name in ("enter_late", "skip_prefix", "skip_noops", "read_late", "batch") if getattr(savings, name)]
+        used = [
+            name for name in ("enter_late", "skip_prefix", "skip_noops", "read_late", "batch") if getattr(savings, name)
+        ]
         cost = Cost(
             plan.n_variants,
             len(prompts),

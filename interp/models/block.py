@@ -57,9 +57,7 @@ class Blocks:
         normed = x if modules.norm1 is None else modules.norm1(x)
         return self._shadows[layer](normed[None], **kwargs)[0][0]
 
-    def project_heads(
-        self, layer: int, z: Float[Tensor, "token head d_head"]
-    ) -> Float[Tensor, "token d_model"]:
+    def project_heads(self, layer: int, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
         """The output projection alone: what the attention module returns for these z."""
         output = self.model.layers[layer].o
         assert output is not None
@@ -97,4 +95,3 @@ def _shadow(attn: nn.Module) -> nn.Module:
     shadow = copy.copy(attn)
     shadow.config = routed_config(attn.config)
     return shadow
-

@@ -136,4 +136,3 @@ def replay(model: LanguageModel, prompts: Prompts) -> Tensor:
         mid = x + attn
         x = mid + blocks.mlp_out(layer, x, mid)
     return model.unembed_columns(blocks.final_norm(x))
-

@@ -185,9 +185,7 @@ def _adapter(network: nn.Module):
 
     architecture = type(network).__name__
     try:
-        config = build_bridge_config_from_hf(
-            copy.deepcopy(network.config), architecture, architecture, network.dtype
-        )
+        config = build_bridge_config_from_hf(copy.deepcopy(network.config), architecture, architecture, network.dtype)
         return ArchitectureAdapterFactory.select_architecture_adapter(config)
     except Exception as error:  # foreign code over a foreign config: whatever it raises means "no adapter"
         raise LoadError(

@@ -138,8 +138,12 @@ def _family(network: nn.Module, config, name: str) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return _adapter_family(network)
-    if config.model_type == "opt" and (not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size):
-        raise LoadError(f"{name} is refused: this OPT normalises after its residual sums, so its stream is no sum of parts.")
+    if config.model_type == "opt" and (
+        not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size
+    ):
+        raise LoadError(
+            f"{name} is refused: this OPT normalises after its residual sums, so its stream is no sum of parts."
+        )
     return replace(family, parallel=family.parallel and getattr(config, "use_parallel_residual", True))
 
 

@@ -188,9 +188,7 @@ def _install(gguf: Path, gguf_digest: str, folder: Path) -> None:
         _put_in_place(work, folder, gguf_digest)
         _fsync(folder.parent)
     except OSError as error:
-        raise LoadError(
-            f"Converting {gguf} into {folder} failed: {error}. It needs 540 MB of disk."
-        ) from error
+        raise LoadError(f"Converting {gguf} into {folder} failed: {error}. It needs 540 MB of disk.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

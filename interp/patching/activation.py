@@ -129,7 +129,9 @@ class PatchResult(Result):
         cells = []
         for i in order:
             where = dict(zip(effect.dims, flat.cell.values[i], strict=True))
-            token = f" {str(self.data['token'].values[where['pos']])!r}" if "pos" in where and "token" in self.data else ""
+            token = (
+                f" {str(self.data['token'].values[where['pos']])!r}" if "pos" in where and "token" in self.data else ""
+            )
             names = ", ".join(f"{axis} {value}" for axis, value in where.items())
             cells.append(f"  {flat.values[i]:+.3f} {self.data[m].attrs['unit']} at {names}{token}")
         clean, corrupted = (float(self.data[f"{m}_{which}"].mean()) for which in ("clean", "corrupted"))
@@ -257,7 +259,9 @@ class _Grid:
         if "layer" in axes and part not in LAYER_PARTS:
             raise SiteError(f"{part!r} belongs to no layer, so 'layer' cannot be an axis of its grid.")
         if "pos" in axes and positions is not None:
-            raise SiteError("`positions` are patched together; with 'pos' among the axes every position has its own cell.")
+            raise SiteError(
+                "`positions` are patched together; with 'pos' among the axes every position has its own cell."
+            )
         if "unit" in axes and units is None:
             width = model.width_of(part)
             if width is None:
@@ -326,13 +330,13 @@ class _PatchGroup:
         """(metric → [axes…, example], clean and corrupted metric → [example], cost)."""
         base, source = (self.corrupted, self.clean) if self.direction == "denoising" else (self.clean, self.corrupted)
         sites = self.grid.all_sites()
-        states = None
+        states = source_states = None
         if exact == "naive" or self.model.not_replayable:
             values = run(self.model, source, (), sites, logits=False)
         else:
-            states, values = states_with_source(
-                self.model, base, source, (), sites, needed_sites(sites, self.model.n_layers)
-            )
+            needed = needed_sites(sites, self.model.n_layers) | set(sites)
+            states, source_states = states_with_source(self.model, base, source, needed)
+            values = source_states.as_run(source, sites)
         axes = self.grid.axes
         coords = [self.grid.values(axis, self.width) for axis in axes]
         variants = [self._cell(dict(zip(axes, cell, strict=True)), values, base) for cell in product(*coords)]
@@ -340,7 +344,7 @@ class _PatchGroup:
         swept = plan.run(progress=progress, checkpoint=checkpoint)
         shape = (*map(len, coords), len(base))
         found = {name: self._scored(x.view(shape), base) for name, x in swept.values.items()}
-        other = plan_sweep(self.model, source, [], self.metrics, exact="naive").run().base
+        other = plan_sweep(self.model, source, [], self.metrics, exact=exact, base=source_states).run().base
         ends = {"corrupted": swept.base, "clean": other}
         if self.direction == "noising":
             ends = {"corrupted": other, "clean": swept.base}

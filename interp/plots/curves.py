@@ -109,17 +109,13 @@ def curves(
     return figure
 
 
-def _ordered(
-    array: xarray.DataArray, order: tuple[str, ...], data: xarray.DataArray, name: str
-) -> numpy.ndarray:
+def _ordered(array: xarray.DataArray, order: tuple[str, ...], data: xarray.DataArray, name: str) -> numpy.ndarray:
     """`[line, x]` as float64."""
     ordered = style.ordered(array, order, data, name).astype(float)
     return ordered if len(order) == 2 else ordered[None]
 
 
-def _points(
-    data: xarray.DataArray, x: str, labels: Sequence[Any] | None
-) -> tuple[list[Any], list[str] | None]:
+def _points(data: xarray.DataArray, x: str, labels: Sequence[Any] | None) -> tuple[list[Any], list[str] | None]:
     """Where the points lie, and their names if they are named."""
     chosen = style.labels_along(data, x, labels, "x_labels")
     numeric = all(isinstance(label, int | float) and not isinstance(label, bool) for label in chosen)
@@ -162,9 +158,7 @@ def _curve(
     x_name, unit = style.plain(style.axis_name(about[0])), style.plain(about[1])
     texts = []
     for index, value in enumerate(y):
-        text = (
-            f"{name}<br>{x_name} {names[index] if names else f'{at[index]:g}'}<br><b>{value:.4g}</b> {unit}"
-        )
+        text = f"{name}<br>{x_name} {names[index] if names else f'{at[index]:g}'}<br><b>{value:.4g}</b> {unit}"
         if interval and interval[0][index] == interval[0][index]:
             text += f"<br>interval {interval[0][index]:.4g} to {interval[1][index]:.4g}"
         texts.append(text)
@@ -221,9 +215,7 @@ def _bands(
     ]
 
 
-def _axes(
-    figure: Any, at: list[Any], names: list[str] | None, x_title: str, y_title: str, turned: bool
-) -> None:
+def _axes(figure: Any, at: list[Any], names: list[str] | None, x_title: str, y_title: str, turned: bool) -> None:
     common = {
         "showline": True,
         "linecolor": "#888888",

@@ -70,16 +70,12 @@ def heatmap(
 
     order = ((facet,) if facet else ()) + (y, x)
     layers = {"data": data, "low": low, "high": high, "p": p, "marks": marks}
-    arrays = {
-        name: style.ordered(array, order, data, name) for name, array in layers.items() if array is not None
-    }
+    arrays = {name: style.ordered(array, order, data, name) for name, array in layers.items() if array is not None}
     if not facet:
         arrays = {name: array[None] for name, array in arrays.items()}
     z = arrays["data"].astype(float)
     if not z.size or numpy.isinf(z).any():
-        raise ShapeError(
-            f"A heat map needs finite values; got {z.size} with {int(numpy.isinf(z).sum())} infinite."
-        )
+        raise ShapeError(f"A heat map needs finite values; got {z.size} with {int(numpy.isinf(z).sum())} infinite.")
     panels, rows, columns = z.shape
     x_text = style.labels_of(style.labels_along(data, x, x_labels, "x_labels"))
     y_text = style.labels_of(style.labels_along(data, y, y_labels, "y_labels"))
@@ -179,9 +175,7 @@ def _ticks(labels: list[str], step: int) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(chosen), "ticktext": [labels[index] for index in chosen]}
 
 
-def _axes(
-    figure: Any, x: tuple[str, list[str]], y: tuple[str, list[str]], size: dict[str, Any], note: str
-) -> None:
+def _axes(figure: Any, x: tuple[str, list[str]], y: tuple[str, list[str]], size: dict[str, Any], note: str) -> None:
     (x_name, x_text), (y_name, y_text) = x, y
     common = {
         "showgrid": False,

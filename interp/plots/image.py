@@ -34,9 +34,7 @@ def write_png(
         OSError: the file cannot be written.
     """
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # plotly announces the end of kaleido 0.2, the last that needs no Chrome
+        with warnings.catch_warnings():  # plotly announces the end of kaleido 0.2, the last that needs no Chrome
             warnings.simplefilter("ignore", DeprecationWarning)
             drawn = figure.to_image(format="png", width=width, height=height, scale=scale)
     except (ImportError, ValueError, RuntimeError, OSError) as error:

@@ -67,9 +67,7 @@ def report(title: str, sections: Sequence[Section | tuple[Any, ...]]) -> str:
     )
 
 
-def write_report(
-    path: str | os.PathLike[str], title: str, sections: Sequence[Section | tuple[Any, ...]]
-) -> None:
+def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section | tuple[Any, ...]]) -> None:
     """Write `report(title, sections)` to a file, atomically.
 
     Raises:

@@ -98,9 +98,7 @@ def labels_along(data: xarray.DataArray, dim: str, labels: Sequence[Any] | None,
     return [label.item() if hasattr(label, "item") else label for label in labels]
 
 
-def ordered(
-    array: xarray.DataArray, order: Sequence[str], data: xarray.DataArray, argument: str
-) -> numpy.ndarray:
+def ordered(array: xarray.DataArray, order: Sequence[str], data: xarray.DataArray, argument: str) -> numpy.ndarray:
     """The values of `array` with the dimensions in `order`, which must be those, and the labels, of `data`.
 
     Raises:
@@ -109,9 +107,7 @@ def ordered(
     if set(array.dims) != set(order) or array.ndim != len(order):
         raise ShapeError(f"{argument} has dimensions {array.dims}; this figure needs exactly {tuple(order)}.")
     if dict(array.sizes) != dict(data.sizes):
-        raise ShapeError(
-            f"{argument} has sizes {dict(array.sizes)}, data {dict(data.sizes)}; they must agree."
-        )
+        raise ShapeError(f"{argument} has sizes {dict(array.sizes)}, data {dict(data.sizes)}; they must agree.")
     for dim in order:
         if dim in array.indexes and dim in data.indexes and not array.indexes[dim].equals(data.indexes[dim]):
             raise ShapeError(f"{argument} and data have different coordinates along {dim!r}.")
@@ -120,9 +116,7 @@ def ordered(
 
 def axis_name(dim: str) -> str:
     """A dimension in words."""
-    return {"pos": "position", "query": "query position", "key": "key position"}.get(
-        dim, dim.replace("_", " ")
-    )
+    return {"pos": "position", "query": "query position", "key": "key position"}.get(dim, dim.replace("_", " "))
 
 
 def seen_width(label: str) -> int:

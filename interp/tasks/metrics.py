@@ -36,9 +36,7 @@ class Metric(Protocol):
     def columns(self) -> Int[Tensor, "batch column"] | None: ...
     @property
     def positions(self) -> Int[Tensor, "batch read"] | None: ...
-    def __call__(
-        self, logits: Float[Tensor, "row read column"], example: Int[Tensor, "row"]
-    ) -> Float[Tensor, "row"]:
+    def __call__(self, logits: Float[Tensor, "row read column"], example: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Values of rows whose prompt is `example`; `logits` holds `columns`, or the vocabulary."""
         ...
 

@@ -82,7 +82,9 @@ class TraceResult(Result):
         m = self.metric
         mean, low, high = (self.data[f"{m}_{name}"] for name in ("mean", "low", "high"))
         answer = self.provenance["answers"][0]
-        unit = f"p({answer[0]!r})" if m == "probability" and len(self.provenance["prompts"]) == 1 else m.replace("_", " ")
+        unit = (
+            f"p({answer[0]!r})" if m == "probability" and len(self.provenance["prompts"]) == 1 else m.replace("_", " ")
+        )
         if "role" in mean.dims:
             labels = [str(role) for role in self.data["role"].values]
             return curves(
@@ -176,7 +178,9 @@ def trace(
     for number, rows in enumerate(_groups(model, facts, setting.noises, budget)):
         folder = None if checkpoint is None else Path(checkpoint) / f"facts_{number:04d}"
         chosen = [facts[i] for i in rows]
-        outcomes.append(_group(setting, chosen, corrupted and [corrupted[i] for i in rows], exact, budget, progress, folder))
+        outcomes.append(
+            _group(setting, chosen, corrupted and [corrupted[i] for i in rows], exact, budget, progress, folder)
+        )
     single = isinstance(prompt, str | PromptPair)
     record = provenance(
         experiment="causal tracing", model=model.name, weights=model.weights_hash, part=part, corruption=corruption,
@@ -212,7 +216,9 @@ def _replacements(model: LanguageModel, pairs, facts: list[Fact]) -> list[tuple[
     """Tokens of the corrupted prompts, each followed by its fact's longer answer."""
     texts = [pair.corrupted for pair, _, _ in pairs]
     if any(pair.corrupted == pair.clean for pair, _, _ in pairs):
-        raise PairError("Tracing by replacement needs a prompt pair whose corrupted prompt differs; got only one prompt.")
+        raise PairError(
+            "Tracing by replacement needs a prompt pair whose corrupted prompt differs; got only one prompt."
+        )
     out = []
     for fact, text in zip(facts, texts, strict=True):
         prompts = model.prompts(text)
@@ -246,15 +252,14 @@ class _Setting:
 
     def restored(self, centre: int) -> list[Site]:
         first = centre - self.window // 2
-        return [
-            Site(self.part, layer)
-            for layer in range(max(0, first), min(self.model.n_layers, first + self.window))
-        ]
+        return [Site(self.part, layer) for layer in range(max(0, first), min(self.model.n_layers, first + self.window))]
 
     def cut(self, centre: int) -> list[Site]:
         """Outputs that a restored state could act through."""
         after = centre + (1 if self.part == "resid_post" else 0)
-        return [] if self.severed is None else [Site(self.severed, layer) for layer in range(after, self.model.n_layers)]
+        return (
+            [] if self.severed is None else [Site(self.severed, layer) for layer in range(after, self.model.n_layers)]
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,7 +295,7 @@ def _group(
     base = as_prompts(model, repeated)
     if corrupted is not None:
         base = from_token_lists(model.tokenizer, corrupted, device=model.device)
-    clean = as_prompts(model, repeated)
+    clean = as_prompts(model, facts if len(facts) == 1 else repeated)  # a run of one prompt serves every row
     edits = [] if corrupted is not None else _noise(setting, facts, base)
     sites = {site for layer in setting.layers for site in setting.restored(layer)}
     cut = {site for layer in setting.layers for site in setting.cut(layer)}
@@ -305,7 +310,9 @@ def _group(
         progress=progress, checkpoint=checkpoint
     )
     firsts = as_prompts(model, facts)
-    clean_values = plan_sweep(model, firsts, [], answer_metric(facts, setting.metric, model.device), exact="naive").run()
+    clean_values = plan_sweep(
+        model, firsts, [], answer_metric(facts, setting.metric, model.device), exact="naive"
+    ).run()
     name = setting.metric
     values = swept.values[name].view(len(setting.layers), -1, len(facts), noises)
     return _Outcome(
@@ -334,8 +341,8 @@ def _states(setting: _Setting, base: Prompts, clean: Prompts, edits: list[Edit],
         held = run(model, base, edits, sorted(cut, key=str), logits=False) if cut else None
         return None, run(model, clean, (), sorted(sites, key=str), logits=False), held
     needed = needed_sites(sites | cut, model.n_layers)
-    known, source = states_with_source(model, base, clean, edits, sites, needed)
-    return known, source, Run(base, None, {site: known.at(site) for site in cut}) if cut else None
+    known, theirs = states_with_source(model, base, clean, needed, edits)
+    return known, theirs.as_run(clean, sites), known.as_run(base, cut) if cut else None
 
 
 def _cell(setting: _Setting, layer: int, position: int, facts: list[Fact], source: Run, held: Run | None) -> list[Edit]:

@@ -55,7 +55,9 @@ class Fact:
         texts = (answer,) if isinstance(answer, str) else tuple(answer)
         answers = tuple(_continuation(model, prompt, ids, text) for text in texts)
         if not answers or (len(answers) > 1 and any(len(a) > 1 for a in answers)):
-            raise PairError(f"Alternative answers must be one token each; got {dict(zip(texts, answers, strict=True))}.")
+            raise PairError(
+                f"Alternative answers must be one token each; got {dict(zip(texts, answers, strict=True))}."
+            )
         return cls(prompt, (*ids, *answers[0][:-1]), len(ids), (first, last), answers, texts)
 
 
@@ -80,7 +82,9 @@ def _continuation(model: LanguageModel, prompt: str, ids: list[int], answer: str
     if whole[: len(ids)] != ids or len(whole) == len(ids):
         tokens = model.prompts(prompt + answer).tokens[0]
         hint = f" Did you mean {' ' + answer!r}?" if answer and not answer.startswith(" ") else ""
-        raise PairError(f"The answer {answer!r} does not continue the prompt's tokens: together they read {list(tokens)}.{hint}")
+        raise PairError(
+            f"The answer {answer!r} does not continue the prompt's tokens: together they read {list(tokens)}.{hint}"
+        )
     return tuple(whole[len(ids) :])
 
 

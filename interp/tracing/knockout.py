@@ -70,7 +70,9 @@ class KnockoutResult(Result):
             column = group.sel(group=name).fillna(np.inf)
             layer = int(column.argmin("layer"))
             if np.isfinite(float(column[layer])):
-                lines.append(f"  {name:>17}: {float(column[layer]):.3f}, around layer {int(group['layer'].values[layer])}")
+                lines.append(
+                    f"  {name:>17}: {float(column[layer]):.3f}, around layer {int(group['layer'].values[layer])}"
+                )
         return "\n".join(lines)
 
 
