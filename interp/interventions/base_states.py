@@ -75,7 +75,7 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
     stream = [Site("resid_pre", layer) for layer in range(model.n_layers)] + [Site("resid_post", last)]
     wanted = {site for site in sites if site.part not in ("resid_pre", "resid_post")}
     kept: dict[Site, Tensor] = {}
-    places = Places(plan, wanted | set(stream), kept, len(prompts), prompts.ids.shape[1])
+    places = Places(plan, wanted | set(stream), kept, prompts.ids.shape[1])
     keys: dict[torch.nn.Module, Tensor] = {}
     values: dict[torch.nn.Module, Tensor] = {}
 

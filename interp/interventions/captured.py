@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import SiteError
@@ -21,11 +21,13 @@ class Run:
         prompts: the prompts, left-aligned; columns past a prompt's length hold nothing meaningful.
         logits: `None` if they were not asked for.
         activations: the captured sites, after any edit made there; shapes as in `interp.models.site`.
+        positions: [batch, n] positions that were kept, in place of the position axis; `None`: all.
     """
 
     prompts: Prompts
     logits: Float[Tensor, "batch pos d_vocab"] | None
     activations: Mapping[Site, Tensor]
+    positions: Int[Tensor, "batch n"] | None = None
 
     def __getitem__(self, site: Site | str | tuple) -> Tensor:
         """A captured activation: `run[Site("z", 5)]`, `run["z", 5]`, `run["z", 5, 3]`, `run["blocks.5.attn.hook_z"]`.

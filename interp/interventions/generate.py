@@ -160,7 +160,7 @@ class _SteppedPlaces(Places):
     """`Places`, with the edits of the current step, keeping the last token of each."""
 
     def __init__(self, steps: _Steps, whole: Plan) -> None:
-        super().__init__(whole, steps.wanted, {}, len(steps.lengths), 0)
+        super().__init__(whole, steps.wanted, {}, 0)
         self.steps = steps
 
     def visit(self, site: Site, x: Tensor) -> Tensor | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
@@ -211,7 +212,7 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
 
 
 def _places(
-    prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site
+    prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site | str
 ) -> tuple[Index, Index, Index, int]:
     """(example, position, slot) of every place an edit touches; `slot` is the column of its own positions."""
     lengths = prompts.lengths.cpu().numpy()
@@ -243,6 +244,16 @@ def _places(
         raise InterpError(f"Edit at {site}: positions {grid.tolist()} name one place twice.")
     slot = np.tile(np.arange(grid.shape[1]), len(chosen))
     return np.repeat(chosen, grid.shape[1]), grid.reshape(-1), slot, grid.shape[1]
+
+
+def position_grid(prompts: Prompts, positions: Positions) -> Int[Tensor, "batch n"]:
+    """Positions as one row per prompt, none negative.
+
+    Raises:
+        InterpError: a position outside a prompt, or named twice.
+    """
+    _, position, _, n = _places(prompts, positions, None, "capture")
+    return torch.from_numpy(position).view(len(prompts), n).to(prompts.ids.device)
 
 
 def _table(
@@ -290,6 +301,10 @@ def _table(
 
 
 def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
+    if source.positions is not None:
+        raise ShapeError(
+            f"The source run at {site} kept only some positions; capture all of them, or give the tensor that is meant."
+        )
     theirs = source.prompts.lengths
     if len(theirs) not in (1, len(prompts)):
         raise ShapeError(

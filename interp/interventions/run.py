@@ -11,12 +11,13 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError
 from interp.interventions.captured import Run
-from interp.interventions.edits import Edit
-from interp.interventions.plan import Ops, Plan, compile_variants
+from interp.interventions.edits import Edit, Positions
+from interp.interventions.plan import Ops, Plan, compile_variants, position_grid
 from interp.kernels.segment_attention import Segment, segment_attention
 from interp.models.hooks import Core, Watcher, attention_options, routed, tapped
 from interp.models.language_model import LanguageModel
@@ -34,6 +35,7 @@ def run(
     edits: Sequence[Edit] = (),
     capture: Captures = (),
     *,
+    positions: Positions = None,
     logits: bool = True,
     grad: bool = False,
 ) -> Run:
@@ -45,6 +47,8 @@ def run(
         inputs: prompts (text, or tokens from `model.prompts`).
         edits: applied in list order, to the prompts and positions that each names.
         capture: sites, hook names, or part names (every layer); recorded after any edit made there.
+        positions: keep captures at these positions only (queries, for attention scores and patterns):
+            an int, a list, or a [batch, n] tensor; negative ones count from each prompt's end.
         logits: `False` keeps none, and spares most of the unembedding.
         grad: keep the autograd graph.
 
@@ -59,7 +63,8 @@ def run(
     if any(edit.when is not None for edit in edits):
         raise InterpError("`when` names generated steps; use interp.generate, or leave it out.")
     plan = compile_variants(model, prompts, [edits])
-    return run_plan(model, plan, capture_sites(model, capture), logits=logits, grad=grad)
+    only = None if positions is None else position_grid(prompts, positions)
+    return run_plan(model, plan, capture_sites(model, capture), only=only, logits=logits, grad=grad)
 
 
 def capture_sites(model: LanguageModel, capture: Captures) -> tuple[Site, ...]:
@@ -73,12 +78,18 @@ def capture_sites(model: LanguageModel, capture: Captures) -> tuple[Site, ...]:
 
 
 def run_plan(
-    model: LanguageModel, plan: Plan, capture: Sequence[Site], *, logits: bool = True, grad: bool = False
+    model: LanguageModel,
+    plan: Plan,
+    capture: Sequence[Site],
+    *,
+    only: Int[Tensor, "batch n"] | None = None,
+    logits: bool = True,
+    grad: bool = False,
 ) -> Run:
     """`run`, of a plan with one variant."""
     prompts, kept = plan.prompts, {}
     wanted = {site.all_heads for site in capture}
-    places = Places(plan, wanted, kept, len(prompts), prompts.ids.shape[1])
+    places = Places(plan, wanted, kept, prompts.ids.shape[1], only)
     if model.runner is not None:
         if grad:
             raise InterpError(f"{model.name} runs through nnsight, which keeps no graph here; load the network itself.")
@@ -89,15 +100,17 @@ def run_plan(
             hooks.enter_context(routed(places.cores(model)))
             # Logits are edited and captured at the network's output: then all of them are needed.
             out = model.forward(prompts, all_logits=logits or Site("logits") in wanted | plan.sites.keys())
-    whole = Run(prompts, out if logits else None, kept)
-    return Run(prompts, whole.logits, {site: whole[site] for site in capture})
+    whole = Run(prompts, out if logits else None, kept, only)
+    return Run(prompts, whole.logits, {site: whole[site] for site in capture}, only)
 
 
 class Places:
     """What to do at each site of a forward pass over [batch, pos] tokens: edit, then keep."""
 
-    def __init__(self, plan: Plan, wanted: set[Site], kept: dict[Site, Tensor], batch: int, width: int) -> None:
-        self.plan, self.wanted, self.kept, self.batch, self.width = plan, wanted, kept, batch, width
+    def __init__(
+        self, plan: Plan, wanted: set[Site], kept: dict[Site, Tensor], width: int, only: Tensor | None = None
+    ) -> None:
+        self.plan, self.wanted, self.kept, self.width, self.only = plan, wanted, kept, width, only
 
     def watchers(self, model: LanguageModel) -> list[tuple[str, Tap, Watcher]]:
         """A watcher for every site that is a tensor at a module's side."""
@@ -117,9 +130,19 @@ class Places:
         ops = self.plan.sites.get(site, ())
         for op in ops:
             x = op.apply(x.flatten(0, 1), self.token(op)).view(x.shape)
-        if site in self.wanted:
-            self.kept[site] = x if torch.is_grad_enabled() else x.clone()
+        self.keep(site, x)
         return x if ops else None
+
+    def keep(self, site: Site, x: Tensor) -> None:
+        """Record an activation, if it is wanted."""
+        if site not in self.wanted:
+            return
+        if self.only is not None:
+            row = torch.arange(len(x), device=x.device)[:, None]
+            attention = site.part in ATTENTION_PARTS
+            self.kept[site] = x[row, :, self.only].transpose(1, 2) if attention else x[row, self.only]
+        else:
+            self.kept[site] = x if torch.is_grad_enabled() else x.clone()
 
     def token(self, op: Ops) -> np.ndarray:
         return op.example * self.width + op.position
@@ -172,8 +195,7 @@ class Places:
         for op in self.plan.sites.get(site, ()):
             by_query = x.transpose(1, 2)
             x = op.apply(by_query.flatten(0, 1), self.token(op)).view(by_query.shape).transpose(1, 2)
-        if site in self.wanted:
-            self.kept[site] = x if torch.is_grad_enabled() else x.clone()
+        self.keep(site, x)
         return x
 
 
