@@ -89,17 +89,31 @@ def compare(model: Any, n_cells: int, n_whole: int, pyvene: str | None) -> list[
                 name, model.network, model.tokenizer, experiment.part, model.n_heads, clean.ids, corrupted.ids, answers
             )
             if peer is None:
-                rows.append({"model": model.name, "experiment": experiment.name, "what": NAMES[name], "holds": "not installed"})
+                rows.append(
+                    {"model": model.name, "experiment": experiment.name, "what": NAMES[name], "holds": "not installed"}
+                )
                 continue
             theirs = torch.tensor(peer.values(cells))
             add(f"sweep / {NAMES[name]}", float((found["no-ops skipped"] - theirs).abs().max()), PEER, len(cells))
         if pyvene is not None and experiment.part == "resid_pre":
             measured = run_pyvene(pyvene, cells, [], torch.get_num_threads())
             if measured is None:
-                rows.append({"model": model.name, "experiment": experiment.name, "what": NAMES["pyvene"], "holds": "not installed"})
+                rows.append(
+                    {
+                        "model": model.name,
+                        "experiment": experiment.name,
+                        "what": NAMES["pyvene"],
+                        "holds": "not installed",
+                    }
+                )
             else:
                 theirs = torch.tensor(measured["per_cell"]["values"])
-                add(f"sweep / {NAMES['pyvene']}", float((found["no-ops skipped"] - theirs).abs().max()), PEER, len(cells))
+                add(
+                    f"sweep / {NAMES['pyvene']}",
+                    float((found["no-ops skipped"] - theirs).abs().max()),
+                    PEER,
+                    len(cells),
+                )
     return rows
 
 
@@ -107,7 +121,9 @@ def main(
     cells: Annotated[int, typer.Option(help="cells per experiment")] = 30,
     whole: Annotated[int, typer.Option(help="of them, cells whose logits are all compared")] = 5,
     threads: int = 2,
-    pyvene: Annotated[str, typer.Option(envvar="PYVENE_PYTHON", help="interpreter of an environment with pyvene")] = "python",
+    pyvene: Annotated[
+        str, typer.Option(envvar="PYVENE_PYTHON", help="interpreter of an environment with pyvene")
+    ] = "python",
 ) -> None:
     """Print the table; the exit status says whether every difference is allowed."""
     set_threads(threads)

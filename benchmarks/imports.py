@@ -20,7 +20,10 @@ import interp
 {}
 print(middle - start, time.perf_counter() - middle)
 """
-STATEMENTS = {"import interp": "", **{f"import interp, and {x}": x for x in ("interp.load", "interp.patch", "interp.trace")}}
+STATEMENTS = {
+    "import interp": "",
+    **{f"import interp, and {x}": x for x in ("interp.load", "interp.patch", "interp.trace")},
+}
 
 
 def main(repeats: Annotated[int, typer.Option(help="processes per statement")] = 7) -> None:

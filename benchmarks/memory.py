@@ -11,7 +11,7 @@ import sys
 from typing import Annotated
 
 import typer
-from common import ROOT, machine, peak, report, reset_peak, resident, set_threads
+from common import ROOT, machine, peak, report, reset_peak, resident, set_threads, trim
 from growth import text_pairs
 
 MIB = 2**20
@@ -28,6 +28,7 @@ def measure(budget: int, tokens: int, pairs: int, part: str, layers: str, thread
     warm = Task("warm-up", tuple(text_pairs(14, 1)), "", None)
     interp.patch(model, warm, part, layers=[0, model.n_layers - 1])
     task = Task("memory", tuple(text_pairs(tokens, pairs)), "", None)
+    trim()
     reset_peak()
     before = resident()
     try:

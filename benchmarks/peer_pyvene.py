@@ -32,9 +32,7 @@ def main(cells: str = "[[3, 9], [20, 13]]", layers: str = "[20]", threads: int =
 
     def intervenable(layer: int):
         where = pyvene.RepresentationConfig(layer, "block_input", unit="pos", max_number_of_units=1)
-        return pyvene.IntervenableModel(
-            pyvene.IntervenableConfig([where], pyvene.VanillaIntervention), model.network
-        )
+        return pyvene.IntervenableModel(pyvene.IntervenableConfig([where], pyvene.VanillaIntervention), model.network)
 
     def difference(logits) -> list[float]:
         return (logits[:, -1, answer] - logits[:, -1, wrong]).tolist()

@@ -40,7 +40,9 @@ class Peer(Protocol):
 class TransformerLens:
     """`transformer_lens.patching` on a bridge, without weight processing."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any, part: str, clean: Tensor, corrupted: Tensor, answers: tuple[int, int]) -> None:
+    def __init__(
+        self, network: nn.Module, tokenizer: Any, part: str, clean: Tensor, corrupted: Tensor, answers: tuple[int, int]
+    ) -> None:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         network = copy.deepcopy(network)  # a bridge changes its network in place

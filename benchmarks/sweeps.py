@@ -14,7 +14,18 @@ import typer
 from common import Timing, machine, matrix_rate, report, seconds, set_threads, spread, timed
 from peers import NAMES, make_peer, run_pyvene
 from workload import (
-    ANSWER, CLEAN, CORRUPTED, FACT, FACT_ANSWER, SUBJECT, WRONG_ANSWER, Cell, Experiment, Hooks, RomeTrace, experiments,
+    ANSWER,
+    CLEAN,
+    CORRUPTED,
+    FACT,
+    FACT_ANSWER,
+    SUBJECT,
+    WRONG_ANSWER,
+    Cell,
+    Experiment,
+    Hooks,
+    RomeTrace,
+    experiments,
 )  # fmt: skip
 
 TARGETS = {
@@ -28,7 +39,9 @@ EXPERIMENTS = ["resid_pre", "heads by position", "heads, last position", "heads,
 class Bench:
     """The model, the pair, and the settings of a run."""
 
-    def __init__(self, layers: Sequence[int] | None, repeats: int, naive_seconds: float, naive_cells: int | None) -> None:
+    def __init__(
+        self, layers: Sequence[int] | None, repeats: int, naive_seconds: float, naive_cells: int | None
+    ) -> None:
         import interp
 
         self.model = interp.load("smollm2-135m")
@@ -48,7 +61,9 @@ class Bench:
         return spread(cells, min(affordable, self.naive_cells or affordable, len(cells)))
 
 
-def patching(bench: Bench, experiment: Experiment, peers: Sequence[str], peer_cells: int, pyvene: str) -> tuple[list, list]:
+def patching(
+    bench: Bench, experiment: Experiment, peers: Sequence[str], peer_cells: int, pyvene: str
+) -> tuple[list, list]:
     """Rows of the speed table and of the floor's, for one grid."""
     import interp
 
@@ -56,7 +71,9 @@ def patching(bench: Bench, experiment: Experiment, peers: Sequence[str], peer_ce
     arguments = (model.network, experiment.part, model.n_heads, bench.clean.ids, bench.corrupted.ids)
     hooks, frugal = Hooks(*arguments), Hooks(*arguments, last_only=True)
     sample = bench.sample(cells, lambda some: hooks.values(some, *bench.answers))
-    savings = [interp.Savings(), interp.Savings(skip_noops=False)] if experiment.name == "resid_pre" else [interp.Savings()]
+    savings = (
+        [interp.Savings(), interp.Savings(skip_noops=False)] if experiment.name == "resid_pre" else [interp.Savings()]
+    )
 
     def patch(exact: Any) -> Any:
         return interp.patch(model, bench.pair, experiment.part, exact=exact, **experiment.arguments)
@@ -73,7 +90,14 @@ def patching(bench: Bench, experiment: Experiment, peers: Sequence[str], peer_ce
     _, took_frugal = seconds(lambda: frugal.values(few, *bench.answers))
     rows = [
         row(experiment.name, "hooks, one forward pass per cell", cells, sample, naive, naive),
-        row(experiment.name, "hooks, logits of the last token only", cells, few, took_frugal / len(few) * len(cells), naive),
+        row(
+            experiment.name,
+            "hooks, logits of the last token only",
+            cells,
+            few,
+            took_frugal / len(few) * len(cells),
+            naive,
+        ),
     ]
     floors = []
     for exact, result, timing in ours:
@@ -83,7 +107,9 @@ def patching(bench: Bench, experiment: Experiment, peers: Sequence[str], peer_ce
         target = TARGETS.get((experiment.name, exact.skip_noops))
         rows.append(row(experiment.name, way, cells, cells, timing, naive, worst, target))
         cost, plan, run = engine(bench, experiment, exact)
-        rows.append(row(experiment.name, f"{way}: its sweep alone, planned and run", cells, cells, plan.best + run.best, naive))
+        rows.append(
+            row(experiment.name, f"{way}: its sweep alone, planned and run", cells, cells, plan.best + run.best, naive)
+        )
         floors.append({
             "experiment": experiment.name, "what": "no-ops skipped" if exact.skip_noops else "nothing skipped",
             "rows run": cost.rows, "GFLOP": cost.operations / 1e9, "_patch": timing, "_plan": plan, "_run": run,
@@ -212,7 +238,9 @@ def main(
     naive_cells: Annotated[int | None, typer.Option(help="most naive cells per experiment")] = None,
     repeats: int = 3,
     threads: int = 2,
-    pyvene: Annotated[str, typer.Option(envvar="PYVENE_PYTHON", help="interpreter of an environment with pyvene")] = "python",
+    pyvene: Annotated[
+        str, typer.Option(envvar="PYVENE_PYTHON", help="interpreter of an environment with pyvene")
+    ] = "python",
 ) -> None:
     """Print the speed table and the distance to the floor."""
     set_threads(threads)

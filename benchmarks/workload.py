@@ -70,7 +70,10 @@ def experiments(n_positions: int, n_heads: int, layers: Sequence[int]) -> dict[s
         ),
         Experiment("heads, all positions", "z", ("layer", "head"), head_cells([None]), {}),
     ]  # fmt: skip
-    return {grid.name: Experiment(grid.name, grid.part, grid.axes, grid.cells, grid.arguments | {"layers": layers}) for grid in grids}
+    return {
+        grid.name: Experiment(grid.name, grid.part, grid.axes, grid.cells, grid.arguments | {"layers": layers})
+        for grid in grids
+    }
 
 
 # ---------------------------------------------------------------- the naive way

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.console import Console
@@ -15,6 +15,8 @@ from rich.table import Table
 from interp.errors import InterpError, nearest
 
 if TYPE_CHECKING:
+    import plotly.graph_objects
+
     from interp.results import Result
 
 app = typer.Typer(
@@ -43,8 +45,19 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+class _Plotted(Protocol):
+    """A result with a title and a picture."""
+
+    @property
+    def title(self) -> str: ...
+    def summary(self) -> str: ...
+    def plot(self) -> plotly.graph_objects.Figure: ...
+    def save(self, path: Path) -> None: ...
+    def to_json(self) -> str: ...
+
+
 def _deliver(
-    result: Result, heading: str, html: Path | None, as_json: bool, out: Path | None, png: Path | None
+    result: _Plotted, heading: str, html: Path | None, as_json: bool, out: Path | None, png: Path | None
 ) -> None:
     from interp.plots import write_png, write_report
 
@@ -110,8 +123,9 @@ def patch(
     from interp.progress import bar, silent
 
     with _told():
+        pairs = _task(task, n, seed)
         result = interp.patch(
-            interp.load(model), _task(task, n, seed), part, over=None if over is None else over.split(","),
+            interp.load(model), pairs, part, over=None if over is None else over.split(","),
             direction="noising" if noising else "denoising", metric=metric, seed=seed,
             progress=silent if as_json else bar,
         )  # fmt: skip
@@ -138,7 +152,7 @@ def models() -> None:
     table = Table("what", "names", title="interp.load")
     table.add_row("embedded", ", ".join(EMBEDDED))
     table.add_row("families, with every saving", ", ".join(FAMILIES))
-    table.add_row("others", "by TransformerLens's adapters (interp[lens]); whole forward passes")
+    table.add_row("others", "by TransformerLens's adapters (interp\\[lens]); whole forward passes")
     table.add_row("refused", "\n".join(f"{kind}: {why}" for kind, why in REFUSED.items()))
     console.print(table)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,7 +81,9 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
     values: dict[torch.nn.Module, Tensor] = {}
 
     def recording(inner: Core) -> Core:
-        def core(module, query, key, value, mask, **how):
+        def core(
+            module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
+        ) -> Tensor:
             keys[module], values[module] = key.transpose(1, 2), value.transpose(1, 2)
             return inner(module, query, key, value, mask, **how)
 

@@ -42,7 +42,7 @@ class Run:
         if site in self.activations:
             return self.activations[site]
         whole = self.activations.get(site.all_heads)
-        if whole is None:
+        if whole is None or site.head is None:
             have = ", ".join(map(str, self.activations)) or "none"
             raise SiteError(f"{site} was not captured in this run. Captured: {have}.")
         axis = 1 if site.part in ("attn_scores", "attn_pattern") else 2

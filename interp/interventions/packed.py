@@ -75,7 +75,8 @@ class Chunk:
         row_of = np.full(int(rows.variant.max() + 1) * batch, -1)
         row_of[rows.variant * batch + rows.example] = np.arange(len(rows))
         self._row_of, self._batch = row_of, batch
-        self.tokens = Tokens(*(np.empty(0, dtype=np.int64),) * 2, 0)
+        nothing = np.empty(0, dtype=np.int64)
+        self.tokens = Tokens(nothing, nothing, 0)
 
     def final_norm(self) -> tuple[Float[Tensor, "token d_model"], Tokens]:
         """Output of the final norm at every (row, read position) that is live."""

@@ -21,7 +21,7 @@ from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import Run
 from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Scale, Swap, Value
 from interp.kernels.apply_edits import apply_edits, swap_subspace
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import LanguageModel, weight_of
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
 
@@ -294,7 +294,7 @@ def _table(
             1 if len(tail) == 2 else 0,
             False,
         )
-    like = model.unembed.weight
+    like = weight_of(model.unembed)
     number = float(value)
     table = checks.table(None, (width, number), lambda: like.new_full((1, width), number), str(site))
     return table, 0, 0, 0, False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,12 +176,14 @@ class Places:
     def _core(self, layer: int, attn: torch.nn.Module) -> Core:
         own = attn.config  # before routing: it says how this module's own attention computes
 
-        def core(_module, query: Tensor, key: Tensor, value: Tensor, _mask, **how) -> Tensor:
+        def core(
+            _module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **how: Any
+        ) -> Tensor:
             batch, _, width, _ = query.shape
-            packed = [t.transpose(1, 2).flatten(0, 1) for t in (query, key, value)]
-            nothing = packed[1].new_empty(1, 0, *packed[1].shape[1:])
+            query, key, value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+            nothing = key.new_empty(1, 0, *key.shape[1:])
             z = segment_attention(
-                *packed, nothing, nothing, [Segment(slice(0, batch * width), batch, 0, width, 0)],
+                query, key, value, nothing, nothing, [Segment(slice(0, batch * width), batch, 0, width, 0)],
                 edit_scores=lambda _, x: self._attention("attn_scores", layer, x),
                 edit_pattern=lambda _, x: self._attention("attn_pattern", layer, x),
                 **attention_options(own, how),

@@ -19,7 +19,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -48,7 +47,8 @@ class Blocks:
         """Output of the attention module (before any norm of the sandwich) for the normed stream of `x`."""
 
         def unpacked(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **how: Any):
-            return core(*(t[0].transpose(0, 1) for t in (query, key, value)), how)[None]
+            query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+            return core(query, key, value, how)[None]
 
         modules = self.model.layers[layer]
         kwargs: dict[str, Any] = {"attention_mask": None, "position_ids": position[None], "interp_core": unpacked}

@@ -9,6 +9,7 @@ before a number does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from interp.errors import LoadError
 from interp.kernels.segment_attention import Segment, segment_attention
 from interp.models.block import Blocks, rope_tables
+from interp.models.families import REFUSED
 from interp.models.hooks import attention_options, original_attention, routed, tapped
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
@@ -39,6 +41,7 @@ def prove_sums(model: LanguageModel) -> dict[str, str]:
     plain = model.forward(prompts)[prompts.mask]
     if not torch.isfinite(plain).all():
         raise LoadError(f"{model.name}: the logits of a plain forward pass are not finite.")
+    _prove_causal(model, prompts, plain)
     states: dict[Site, Tensor] = {}
     sites = [Site(part, layer) for layer in range(model.n_layers) for part in LAYER_PARTS if _tappable(model, part)]
     watchers = [(str(s), model.tap(s), lambda x, s=s: states.__setitem__(s, x.clone())) for s in sites]
@@ -64,6 +67,18 @@ def prove_replay(model: LanguageModel) -> str | None:
     plain = model.forward(prompts)[prompts.mask]
     off = (replay(model, prompts) - plain).abs().max()
     return f"run block by block, its logits are off by {off:.1e}" if off > tolerance(plain) else None
+
+
+def _prove_causal(model: LanguageModel, prompts: Prompts, plain: Tensor) -> None:
+    """A prompt's last token must not reach the logits of the tokens before it."""
+    ids = prompts.ids.clone()
+    last = (torch.arange(len(ids), device=ids.device), prompts.lengths - 1)
+    ids[last] = (ids[last] + 1) % model.d_vocab
+    other = model.forward(replace(prompts, ids=ids))[prompts.mask]
+    before = torch.ones_like(prompts.mask)
+    before[last] = False
+    if (other - plain)[before[prompts.mask]].abs().max() > tolerance(plain):
+        raise LoadError(f"{model.name} is refused: {REFUSED['bidirectional']}.")
 
 
 def _probe(model: LanguageModel) -> Prompts:
@@ -131,7 +146,8 @@ def replay(model: LanguageModel, prompts: Prompts) -> Tensor:
 
     blocks, x = Blocks(model), inputs[0]
     for layer in range(model.n_layers):
-        rope = None if ropes[layer] is None else tuple(table[position] for table in ropes[layer])
+        tables = ropes[layer]
+        rope = None if tables is None else tuple(table[position] for table in tables)
         attn = blocks.attn_out(layer, blocks.attention(layer, x, rope, position, core(layer)))
         mid = x + attn
         x = mid + blocks.mlp_out(layer, x, mid)

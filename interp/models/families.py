@@ -29,7 +29,7 @@ class Family:
     layers: str
     embed: str
     final_norm: str | None
-    unembed: str | None
+    unembed: str
     attn: str | None = "self_attn"
     norm1: str | None = "input_layernorm"
     norm2: str | None = "post_attention_layernorm"

@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Core(Protocol):
     """
 
     def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, /, **how: Any
     ) -> Tensor: ...
 
 
@@ -190,7 +190,16 @@ def attention_options(config: Any, how: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _call_core(module, query, key, value, attention_mask, *, interp_core, **how):
+def _call_core(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    interp_core: Core,
+    **how: Any,
+) -> tuple[Tensor, None]:
     return interp_core(module, query, key, value, attention_mask, **how), None
 
 
@@ -199,9 +208,12 @@ def original_attention(module: nn.Module) -> Core:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     explicit = sys.modules[type(module).__module__].eager_attention_forward
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, explicit)
+    config = cast(Any, module.config)  # torch takes every attribute of a module for a submodule or a tensor
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, explicit)
 
-    def core(module, query, key, value, mask, **how):
+    def core(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
+    ) -> Tensor:
         return function(module, query, key, value, mask, **how)[0]
 
     return core

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +50,7 @@ class LanguageModel:
     """
 
     network: nn.Module
-    tokenizer: object
+    tokenizer: Any  # of transformers; None where only token ids are given
     name: str
     family: Family
     layers: tuple[Layer, ...]
@@ -67,7 +68,7 @@ class LanguageModel:
     """Parts that this model cannot serve, and why."""
     not_replayable: str | None = None
     """Why blocks cannot be run one by one (`interp.models.block`); None where they can."""
-    runner: object | None = None
+    runner: Any = None
     """Who runs the forward pass, when it is not this process's own PyTorch (see `interp.models.remote`)."""
 
     @property
@@ -76,15 +77,15 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.unembed.weight.device
+        return weight_of(self.unembed).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unembed.weight.dtype
+        return weight_of(self.unembed).dtype
 
     def forward(self, prompts: Prompts, *, all_logits: bool = True) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a plain forward pass (of the last column only, unless all are asked for)."""
-        kwargs = {} if all_logits or not self._can_keep_logits else {"logits_to_keep": 1}
+        kwargs: dict[str, Any] = {} if all_logits or not self._can_keep_logits else {"logits_to_keep": 1}
         if int(prompts.lengths.min()) < prompts.ids.shape[1]:
             kwargs["attention_mask"] = prompts.mask.long()
         return self.network(input_ids=prompts.ids, use_cache=False, **kwargs).logits
@@ -187,7 +188,7 @@ class LanguageModel:
         """The output projection, per head (without its bias)."""
         module = _found(self.layers[layer].o)
         # GPT-2's Conv1D stores [in, out]; everything else is a Linear, [out, in].
-        weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+        weight = weight_of(module) if type(module).__name__ == "Conv1D" else weight_of(module).T
         return weight.unflatten(0, (self.n_heads, self.d_head))
 
     def unembed_columns(
@@ -197,10 +198,10 @@ class LanguageModel:
         if columns is None:
             logits = self.unembed(final_norm)
         else:
-            weight = self.unembed.weight[columns]
+            weight, bias = weight_of(self.unembed)[columns], getattr(self.unembed, "bias", None)
             logits = torch.einsum("...d,...cd->...c", final_norm, weight)
-            if getattr(self.unembed, "bias", None) is not None:
-                logits = logits + self.unembed.bias[columns]
+            if bias is not None:
+                logits = logits + bias[columns]
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     @cached_property
@@ -221,6 +222,13 @@ class LanguageModel:
             f"LanguageModel({self.name}: {type(self.network).__name__}, {self.n_layers} layers, "
             f"{self.n_heads} heads, d_model {self.d_model}, {str(self.dtype).removeprefix('torch.')})"
         )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's `weight`, which torch's types take for a tensor or a submodule."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _found(module: nn.Module | None) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from interp.errors import LoadError
 
@@ -46,7 +46,7 @@ def is_bridge(x: object) -> bool:
     )
 
 
-def unwrap_bridge(bridge):
+def unwrap_bridge(bridge: Any) -> tuple[nn.Module, Any]:
     """The Hugging Face network inside a `TransformerBridge`, and its tokenizer.
 
     The network is new, of the original class, with ordinary module paths and the config's default
@@ -110,8 +110,8 @@ def _original(wrapped: nn.Module, path: str) -> nn.Module:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    while "_original_component" in module._modules:
-        module = module._modules["_original_component"]
+    while (original := module._modules.get("_original_component")) is not None:
+        module = original
     return module
 
 
@@ -119,11 +119,12 @@ def _fill(module: nn.Module, original: nn.Module, path: str) -> None:
     """Hang the original's parameters, buffers and loose tensors into an empty module."""
     import torch
 
-    for mine, theirs in (
+    stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (module._parameters, original._parameters),
         (module._buffers, original._buffers),
         (vars(module), vars(original)),
-    ):
+    ]
+    for mine, theirs in stores:
         for name, empty in list(mine.items()):
             if not isinstance(empty, torch.Tensor) or not empty.is_meta:
                 continue
@@ -159,7 +160,9 @@ def adapter_paths(network: nn.Module) -> dict[str, str | None]:
     adapter = _adapter(network)
     mapping = adapter.get_component_mapping() or {}
     layers = getattr(mapping.get("blocks"), "name", None)
-    if layers is None or not len(_resolve(network, layers) or ()):
+    # The adapters' `blocks` are lists of layers.
+    blocks = None if layers is None else cast("nn.ModuleList | None", _resolve(network, layers))
+    if layers is None or blocks is None or not len(blocks):
         raise LoadError(
             f"TransformerLens's {type(adapter).__name__} names no list of layers that "
             f"{type(network).__name__} has (it says {layers!r}); its components: {', '.join(mapping)}."
@@ -167,7 +170,7 @@ def adapter_paths(network: nn.Module) -> dict[str, str | None]:
     paths: dict[str, str | None] = {"layers": layers}
     for part, place in _MODEL_PARTS.items():
         paths[part] = _checked(network, _component_path(mapping, place))
-    layer = _resolve(network, layers)[0]
+    layer = blocks[0]
     for part, place in _LAYER_PARTS.items():
         paths[part] = _checked(layer, _component_path(mapping["blocks"].submodules, place))
     return paths
@@ -184,8 +187,9 @@ def _adapter(network: nn.Module):
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 
     architecture = type(network).__name__
+    hf = cast(Any, network)  # its `dtype` is a property of transformers' networks, not of torch's modules
     try:
-        config = build_bridge_config_from_hf(copy.deepcopy(network.config), architecture, architecture, network.dtype)
+        config = build_bridge_config_from_hf(copy.deepcopy(hf.config), architecture, architecture, hf.dtype)
         return ArchitectureAdapterFactory.select_architecture_adapter(config)
     except Exception as error:  # foreign code over a foreign config: whatever it raises means "no adapter"
         raise LoadError(
@@ -209,9 +213,10 @@ def _component_path(components: dict, place: str) -> str | None:
 
 def _resolve(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
-        module = module._modules.get(name)
-        if module is None:
+        child = module._modules.get(name)
+        if child is None:
             return None
+        module = child
     return module
 
 

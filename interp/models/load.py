@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch import nn
 from interp.errors import LoadError
 from interp.models.checks import prove_replay, prove_sums
 from interp.models.families import FAMILIES, REFUSED, Family
-from interp.models.language_model import LanguageModel, Layer
+from interp.models.language_model import LanguageModel, Layer, weight_of
 
 EMBEDDED = ("smollm2-135m",)
 """Models that need no hub."""
@@ -19,7 +21,7 @@ EMBEDDED = ("smollm2-135m",)
 
 def load(
     x: str | Path | nn.Module | object,
-    tokenizer: object = None,
+    tokenizer: Any = None,
     *,
     name: str | None = None,
     dtype: torch.dtype | None = None,
@@ -81,7 +83,7 @@ def _name_of(network: nn.Module) -> str:
     return getattr(network.config, "name_or_path", "") or type(network).__name__
 
 
-def _from_pretrained(path: str, tokenizer: object, dtype: torch.dtype, trust_remote_code: bool):
+def _from_pretrained(path: str, tokenizer: Any, dtype: torch.dtype, trust_remote_code: bool):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -97,7 +99,7 @@ def _from_pretrained(path: str, tokenizer: object, dtype: torch.dtype, trust_rem
     return network.requires_grad_(False), tokenizer
 
 
-def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
+def describe(network: nn.Module, tokenizer: Any, name: str) -> LanguageModel:
     """The handle of a loaded network: its family's modules looked up, its sites proved."""
     config = getattr(network, "config", None)
     if config is None:
@@ -107,7 +109,8 @@ def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
     if network.training:
         raise LoadError(f"{name} is in training mode, where dropout makes every run different: call .eval() first.")
     family = _family(network, config, name)
-    layers = tuple(_layer(block, family, name) for block in _get(network, family.layers, name))
+    blocks = cast(Iterable[nn.Module], _get(network, family.layers, name))  # a list of blocks, in every family
+    layers = tuple(_layer(block, family, name) for block in blocks)
     unembed = _get(network, family.unembed, name)
     n_heads = config.num_attention_heads
     mlp_act = layers[0].mlp_act
@@ -122,7 +125,7 @@ def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
         d_head=_in_features(layers[0].o) // n_heads if layers[0].o is not None else config.hidden_size // n_heads,
         d_model=config.hidden_size,
         d_mlp=None if mlp_act is None else _in_features(mlp_act),
-        d_vocab=unembed.weight.shape[0],
+        d_vocab=weight_of(unembed).shape[0],
         embed=_get(network, family.embed, name),
         final_norm=None if family.final_norm is None else _get(network, family.final_norm, name),
         unembed=unembed,
@@ -134,7 +137,7 @@ def describe(network: nn.Module, tokenizer: object, name: str) -> LanguageModel:
     return replace(model, not_replayable=prove_replay(model))
 
 
-def _family(network: nn.Module, config, name: str) -> Family:
+def _family(network: nn.Module, config: Any, name: str) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return _adapter_family(network)
@@ -163,7 +166,7 @@ def _adapter_family(network: nn.Module) -> Family:
     )  # fmt: skip
 
 
-def _untouchable(family: Family, layer: Layer, config) -> dict[str, str]:
+def _untouchable(family: Family, layer: Layer, config: Any) -> dict[str, str]:
     """Why this model cannot serve some parts."""
     reasons: dict[str, str] = {}
     if family.parallel:
@@ -192,7 +195,7 @@ def _untouchable(family: Family, layer: Layer, config) -> dict[str, str]:
     return reasons
 
 
-def _get(module: nn.Module, path: str, name: str):
+def _get(module: nn.Module, path: str, name: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError as error:
@@ -225,4 +228,4 @@ def _layer(block: nn.Module, family: Family, name: str) -> Layer:
 
 
 def _in_features(module: nn.Module) -> int:
-    return module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
+    return weight_of(module).shape[0 if type(module).__name__ == "Conv1D" else 1]

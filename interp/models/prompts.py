@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class Prompts:
         return Prompts(ids, torch.cat([self.lengths, other.lengths]), self.tokens + other.tokens)
 
 
-def tokenize(tokenizer, text: str | Sequence[str], *, device: torch.device | str = "cpu") -> Prompts:
+def tokenize(tokenizer: Any, text: str | Sequence[str], *, device: torch.device | str = "cpu") -> Prompts:
     """Prompts from text, with the tokenizer's own special tokens.
 
     Raises:
@@ -66,7 +67,9 @@ def tokenize(tokenizer, text: str | Sequence[str], *, device: torch.device | str
     return from_token_lists(tokenizer, [tokenizer(t).input_ids for t in texts], device=device)
 
 
-def from_token_lists(tokenizer, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Prompts:
+def from_token_lists(
+    tokenizer: Any, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
+) -> Prompts:
     """Prompts from lists of token ids."""
     if not rows or any(len(row) == 0 for row in rows):
         raise PairError("A prompt must have at least one token; got an empty one.")
@@ -82,7 +85,7 @@ def from_token_lists(tokenizer, rows: Sequence[Sequence[int]], *, device: torch.
 
 
 def from_tensor(
-    tokenizer,
+    tokenizer: Any,
     ids: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
 ) -> Prompts:
@@ -106,7 +109,7 @@ def from_tensor(
     return from_token_lists(tokenizer, rows, device=ids.device)
 
 
-def token_strings(tokenizer, ids: Sequence[int]) -> list[str]:
+def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Each token as the text it stands for (a leading space is kept)."""
     if tokenizer is None:
         return [str(int(i)) for i in ids]

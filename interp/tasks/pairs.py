@@ -32,10 +32,12 @@ class Encoder(Protocol):
     @property
     def tokenizer(self) -> Any:
         """A tokenizer of transformers."""
+        ...
 
     @property
     def device(self) -> torch.device | str:
         """Where its inputs belong."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ class Task:
     def to_jsonl(self, path: str | Path) -> None:
         """Write the task: a first line with name, source and seed, then one line per pair."""
         head = {"task": self.name, "source": self.source, "seed": self.seed}
-        rows = [json.dumps(row, ensure_ascii=False) for row in (head, *map(asdict, self.pairs))]
+        rows = [json.dumps(row, ensure_ascii=False) for row in (head, *(asdict(pair) for pair in self.pairs))]
         Path(path).write_text("\n".join(rows) + "\n", encoding="utf-8")
 
     @classmethod
@@ -179,7 +181,7 @@ class Task:
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
-            writer.writerows(map(asdict, self.pairs))
+            writer.writerows(asdict(pair) for pair in self.pairs)
 
     @classmethod
     def from_csv(

@@ -54,7 +54,7 @@ class Fact:
             return cls(prompt, tuple(ids), len(ids), (first, last), ((token,),), (text,))
         texts = (answer,) if isinstance(answer, str) else tuple(answer)
         answers = tuple(_continuation(model, prompt, ids, text) for text in texts)
-        if not answers or (len(answers) > 1 and any(len(a) > 1 for a in answers)):
+        if not answers or (answers[1:] and any(len(a) > 1 for a in answers)):
             raise PairError(
                 f"Alternative answers must be one token each; got {dict(zip(texts, answers, strict=True))}."
             )
@@ -95,7 +95,7 @@ def as_prompts(model: LanguageModel, facts: Sequence[Fact]) -> Prompts:
 
 def answer_metric(facts: Sequence[Fact], name: str, device: torch.device) -> Metric:
     """(Log-)probability of each fact's answer, teacher-forced over the tokens of a longer one."""
-    steps = max(1 if len(f.answers) > 1 else len(f.answers[0]) for f in facts)
+    steps = max(1 if f.answers[1:] else len(f.answers[0]) for f in facts)
     kinds = max(len(f.answers) for f in facts)
     tokens = torch.full((len(facts), steps, kinds), -1)
     for row, fact in zip(tokens, facts, strict=True):

@@ -47,25 +47,25 @@ def single(*, nan):
 
 
 SITES = [
-    (lambda: Scale(Site("resid_pre", 3), 1), SiteError, "3 layers, numbered 0 to 2; the nearest is 2"),
-    (lambda: Scale(Site("resid_pre", -1), 1), SiteError, "the nearest is 0"),
-    (lambda: Scale(Site("q", 0, 4), 1), SiteError, "4 heads, numbered 0 to 3; the nearest is 3"),
-    (lambda: Scale(Site("v", 0, 3), 1), SiteError, "2 key/value heads.*the nearest is 1"),
+    (lambda: Scale(Site("resid_pre", 3), 1.0), SiteError, "3 layers, numbered 0 to 2; the nearest is 2"),
+    (lambda: Scale(Site("resid_pre", -1), 1.0), SiteError, "the nearest is 0"),
+    (lambda: Scale(Site("q", 0, 4), 1.0), SiteError, "4 heads, numbered 0 to 3; the nearest is 3"),
+    (lambda: Scale(Site("v", 0, 3), 1.0), SiteError, "2 key/value heads.*the nearest is 1"),
     (lambda: Knockout(7, keys=0, positions=-1), SiteError, "the nearest is 2"),
     (lambda: Knockout(0, keys=0, positions=-1, head=9), SiteError, "the nearest is 3"),
 ]
 PLACES = [
-    (lambda: Scale(RESID, 1, positions=7), InterpError, "position 7 is outside prompt 0, which has 7 tokens"),
-    (lambda: Scale(RESID, 1, positions=5), InterpError, r"position 5 is outside prompt 1, which has 5 tokens \(0 to 4"),
-    (lambda: Scale(RESID, 1, positions=[0, -6]), InterpError, "position -6 is outside prompt 1"),
-    (lambda: Scale(RESID, 1, positions=6, rows=[0, 2]), InterpError, "position 6 is outside prompt 2"),
-    (lambda: Scale(RESID, 1, positions=torch.tensor([[6], [4], [6]])), InterpError, "position 6 is outside prompt 2"),
+    (lambda: Scale(RESID, 1.0, positions=7), InterpError, "position 7 is outside prompt 0, which has 7 tokens"),
+    (lambda: Scale(RESID, 1.0, positions=5), InterpError, r"position 5 is outside prompt 1, which has 5 tokens \(0 to 4"),
+    (lambda: Scale(RESID, 1.0, positions=[0, -6]), InterpError, "position -6 is outside prompt 1"),
+    (lambda: Scale(RESID, 1.0, positions=6, rows=[0, 2]), InterpError, "position 6 is outside prompt 2"),
+    (lambda: Scale(RESID, 1.0, positions=torch.tensor([[6], [4], [6]])), InterpError, "position 6 is outside prompt 2"),
     (lambda: Knockout(0, keys=5, positions=-1), InterpError, "position 5 is outside prompt 1"),
     (lambda: Knockout(0, keys=0, positions=9), InterpError, "position 9 is outside prompt 0"),
-    (lambda: Scale(RESID, 1, rows=[3]), InterpError, r"rows \[3\] of a batch of 3 prompts \(0 to 2\)"),
-    (lambda: Scale(RESID, 1, rows=[-1]), InterpError, r"rows \[-1\] of a batch of 3"),
-    (lambda: Scale(RESID, 1, positions=[1, 1]), InterpError, "name one place twice"),
-    (lambda: Scale(RESID, 1, positions=[4, -1]), InterpError, "name one place twice"),  # in prompt 1
+    (lambda: Scale(RESID, 1.0, rows=[3]), InterpError, r"rows \[3\] of a batch of 3 prompts \(0 to 2\)"),
+    (lambda: Scale(RESID, 1.0, rows=[-1]), InterpError, r"rows \[-1\] of a batch of 3"),
+    (lambda: Scale(RESID, 1.0, positions=[1, 1]), InterpError, "name one place twice"),
+    (lambda: Scale(RESID, 1.0, positions=[4, -1]), InterpError, "name one place twice"),  # in prompt 1
     (lambda: Knockout(0, keys=[0, 1], positions=1), InterpError, "query 1 would see no key at all"),
     (lambda: Knockout(0, keys=0), InterpError, "query 0 would see no key at all; leave it one"),
     (lambda: Knockout(0, keys=list(range(5)), positions=-1, rows=[1]), InterpError, "query 4 would see no key"),

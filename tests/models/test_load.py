@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 import transformers as tf
-from models.described import FAMILIES, captured, described, parts_of, ragged
+from models.described import FAMILIES, captured, described, hooks_on, parts_of, ragged
 from models.tiny import CONFIGS, tiny
 from torch import nn
 
@@ -49,9 +49,11 @@ def test_logits_are_the_networks_own_bit_for_bit(family, dtype):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ragged_prompts_are_each_prompt_alone_and_the_left_padded_batch(family):
-    model, prompts = described(family), ragged()[0]
+    # Explicit attention takes its softmax in float32, and transformers' own float64 mask overflows there.
+    explicit = family == "gemma2"
+    model, prompts = described(family, torch.float32 if explicit else torch.float64), ragged()[0]
     ours, width = run(model, prompts).logits, prompts.ids.shape[1]
-    atol = 1e-5 if family == "gemma2" else 1e-10  # explicit attention takes its softmax in float32
+    atol = 1e-4 if explicit else 1e-10
     for row, n in enumerate(prompts.lengths.tolist()):
         alone = _logits(model.network, prompts.ids[row : row + 1, :n])[0]
         torch.testing.assert_close(ours[row, :n], alone, rtol=0, atol=atol)
@@ -333,9 +335,10 @@ def test_a_layer_that_is_not_run_is_refused(monkeypatch):
 
 
 def test_hooks_that_change_nothing_must_change_nothing(monkeypatch):
-    network, noise = tiny("llama"), torch.Generator().manual_seed(0)
-    own = network.model.layers[1].mlp.forward
-    monkeypatch.setattr(network.model.layers[1].mlp, "forward", lambda x: own(x) * torch.rand((), generator=noise))
+    network = tiny("llama")
+    mlp = network.model.layers[1].mlp
+    own = mlp.forward  # a kernel that takes another path where hooks hang
+    monkeypatch.setattr(mlp, "forward", lambda x: own(x) * (2 if hooks_on(mlp) else 1))
     with pytest.raises(LoadError, match="deterministic"):
         load(network)
 
