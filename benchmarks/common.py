@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,7 +88,7 @@ def spread(items: Sequence[T], n: int, seed: int = 0) -> list[T]:
         return list(items)
     draw = random.Random(seed)
     bounds = [round(i * len(items) / n) for i in range(n + 1)]
-    return [items[draw.randrange(a, b)] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [items[draw.randrange(a, b)] for a, b in pairwise(bounds)]
 
 
 # ---------------------------------------------------------------- memory

@@ -135,7 +135,7 @@ def main(
     rows += compare(interp.load(tiny_gpt2(smol.d_vocab), smol.tokenizer, name="tiny gpt2"), cells, whole, None)
     report(
         "equality", "Largest differences, in logits", rows, where=where,
-        notes=["Logit differences of the answers, unless all logits are named; float32; cells spread evenly over each grid."],
+        notes=["Logit differences of the answers, unless all logits are named; float32; cells spread evenly."],
     )  # fmt: skip
     if any(row["holds"] == "NO" for row in rows):
         raise typer.Exit(1)

@@ -102,7 +102,8 @@ def measure(
     return {
         "tokens": tokens, "pairs": pairs, "what": "no-ops skipped" if skip_noops else "nothing skipped",
         "cells": len(grid), "cells run": len(cells), "pairs run": used_pairs, "seconds": ours, "hooks, seconds": naive,
-        "hooks, cells timed": len(sample), "advantage": naive / ours, "fewer operations": cost.naive_operations / cost.operations,
+        "hooks, cells timed": len(sample), "advantage": naive / ours,
+        "fewer operations": cost.naive_operations / cost.operations,
         "peak, MiB": memory / 2**20, "planned, MiB": cost.bytes / 2**20, "hooks, peak MiB": naive_memory / 2**20,
         "largest difference": worst,
     }  # fmt: skip
@@ -145,10 +146,11 @@ def main(
                     raise RuntimeError(done.stderr[-2000:])
                 rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
     report(
-        "growth", "resid_pre on SmolLM2-135M, all layers × all positions, as prompts and pairs grow", rows, where=where,
+        "growth", "resid_pre on SmolLM2-135M, all layers × all positions, as prompts and pairs grow", rows,
+        where=where,
         notes=[
-            "Ours: source run, base run, planning and sweep. Where fewer cells or pairs were run than the grid has, seconds "
-            "are extrapolated by their number (the source and base run counted once).",
+            "Ours: source run, base run, planning and sweep. Where fewer cells or pairs were run than the grid has, "
+            "seconds are extrapolated by their number (the source and base run counted once).",
             "Hooks: one forward pass of all pairs run per cell, a sample of cells extrapolated to the grid.",
             "Peaks: resident memory above the loaded model; for the pairs and cells that were run.",
             "Fewer operations: matrix products of one forward pass per cell, over those that the plan needs.",

@@ -71,15 +71,16 @@ def main(
                     rows.append(row | {"holds": "refused", "_why": found["refused"]})
                     continue
                 rows.append(row | {
-                    "rows run": found["rows"], "model, MiB": found["model"] / MIB, "peak above it, MiB": found["above"] / MIB,
+                    "rows run": found["rows"], "model, MiB": found["model"] / MIB,
+                    "peak above it, MiB": found["above"] / MIB,
                     "share of budget": f"{found['above'] / budget / MIB:.0%}",
                     "holds": "yes" if found["above"] <= budget * MIB else "NO",
                 })  # fmt: skip
     report(
         "memory", f"Peak resident memory of interp.patch, layers {layers}", rows, where=where,
         notes=[
-            "'model': resident size of the process after loading and one tiny warm-up sweep. 'refused': interp.patch says "
-            "that a row does not fit into the budget.",
+            "'model': resident size of the process after loading and one tiny warm-up sweep. 'refused': interp.patch "
+            "says that a row does not fit into the budget.",
         ],
     )  # fmt: skip
     if any(row["holds"] == "NO" for row in rows):

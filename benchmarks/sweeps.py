@@ -35,6 +35,8 @@ TARGETS = {
 FLOOR = 0.70
 EXPERIMENTS = ["resid_pre", "heads by position", "heads, last position", "heads, all positions", "causal trace"]
 
+PEERS = list(NAMES)
+
 
 class Bench:
     """The model, the pair, and the settings of a run."""
@@ -128,7 +130,8 @@ def row(
     return {
         "experiment": experiment, "way": way,
         "cells timed": f"all {len(cells)}" if len(done) == len(cells) else f"sampled {len(done)} of {len(cells)}",
-        "seconds": best, "median": median, "against hooks": naive / best, "target": None if target is None else f"≥ {target}×",
+        "seconds": best, "median": median, "against hooks": naive / best,
+        "target": None if target is None else f"≥ {target}×",
         "largest difference": worst,
     }  # fmt: skip
 
@@ -231,7 +234,7 @@ def tracing(bench: Bench) -> list[dict[str, Any]]:
 
 def main(
     only: Annotated[list[str], typer.Option(help="experiments to run")] = EXPERIMENTS,
-    peers: Annotated[list[str], typer.Option(help="peers to compare with, or 'none'")] = list(NAMES),
+    peers: Annotated[list[str], typer.Option(help="peers to compare with, or 'none'")] = PEERS,
     peer_cells: Annotated[int, typer.Option(help="cells that each peer computes")] = 28,
     layers: Annotated[list[int] | None, typer.Option(help="layers of the grids; all if not given")] = None,
     naive_seconds: Annotated[float, typer.Option(help="most seconds of naive cells per experiment")] = 60,
@@ -261,18 +264,19 @@ def main(
     report(
         "sweeps", f"Speed on {model}", rows, where=where,
         notes=[
-            f"Ours: best and median of {repeats} calls, warm. Samples are extrapolated to the whole grid, and evenly spread over it.",
-            "Hooks: half of their cells before ours, half after. Largest difference: to hooks for ours (logits; probability "
-            "for the trace), to ours for the peers, over the cells timed.",
+            f"Ours: best and median of {repeats} calls, warm. Samples are spread evenly, and extrapolated to the whole grid.",
+            "Hooks: half of their cells before ours, half after. Largest difference: to hooks for ours (logits; "
+            "probability for the trace), to ours for the peers, over the cells timed.",
         ],
     )  # fmt: skip
     if floors:
         report(
-            "floor", f"Distance to the floor: {rate / 1e9:.0f} GFLOP/s of matrix products on {where['threads']} threads",
+            "floor",
+            f"Distance to the floor: {rate / 1e9:.0f} GFLOP/s of matrix products on {where['threads']} threads",
             [floor_row(floor, rate) for floor in floors], where=where,
             notes=[
-                "Floor: operations that the plan says are needed, over the best rate of the blocks' own matrix products, "
-                "measured in this run. 'run': the sweep's rows; 'plan and run': with the base run, too.",
+                "Floor: operations that the plan says are needed, over the best rate of the blocks' own matrix "
+                "products, measured in this run. 'run': the sweep's rows; 'plan and run': with the base run, too.",
                 f"Target: ≥ {FLOOR:.0%} on resid_pre with nothing skipped.",
             ],
         )  # fmt: skip

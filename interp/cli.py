@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
@@ -45,6 +45,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+@runtime_checkable
 class _Plotted(Protocol):
     """A result with a title and a picture."""
 

@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ Watcher = Callable[[Tensor], Tensor | None]
 """Sees a tap's view; returns its replacement, or None to leave it."""
 
 
+@runtime_checkable
 class Core(Protocol):
     """What a routed attention module calls instead of its attention function.
 
