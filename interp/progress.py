@@ -12,7 +12,9 @@ T = TypeVar("T")
 class Progress(Protocol):
     """Wraps a sequence and yields its items."""
 
-    def __call__(self, items: Sequence[Any], description: str, /) -> Iterable[Any]: ...
+    def __call__(self, items: Sequence[Any], description: str, /) -> Iterable[Any]:
+        """The items, one by one, while showing how far they are."""
+        ...
 
 
 def silent(items: Sequence[T], description: str, /) -> Iterable[T]:

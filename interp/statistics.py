@@ -138,7 +138,7 @@ def smallest_p(n: int, resamples: int = 10_000) -> float:
 
 
 def holm(p: Any) -> numpy.ndarray:
-    """p values adjusted for testing them all, by Holm's step-down method (family-wise error).
+    """P values adjusted for testing them all, by Holm's step-down method (family-wise error).
 
     Args:
         p: any shape, all of one family; NaN (not tested) is passed on and does not count.

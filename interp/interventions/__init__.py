@@ -1,0 +1,1 @@
+"""Edits as values, and the waist that runs them: run, sweep, generate, differentiable."""

@@ -28,7 +28,8 @@ class BaseStates:
 
     Attributes:
         resid: the stream at each layer boundary; `resid[n_layers]` is what the final norm receives.
-        keys, values: per layer, rotary applied: the prefix that every variant shares.
+        keys: per layer, rotary applied: with the values, the prefix that every variant shares.
+        values: per layer.
         ropes: per layer, rotary tables [pos, d_rope], or None.
         sites: activations where variants act first, and what joining there needs.
     """

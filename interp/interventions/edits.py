@@ -119,10 +119,11 @@ class Knockout:
     """Cut attention edges: these queries no longer see these keys; the rest of the row is renormalised.
 
     Args:
-        layer: the layer; head: a query head, `None` for all.
+        layer: the layer.
         keys: key positions, like `positions` an int, a list, or a [batch, n] tensor. A query must keep at
             least one visible key.
         positions: query positions.
+        head: a query head, `None` for all.
     """
 
     layer: int
@@ -134,6 +135,7 @@ class Knockout:
 
     @property
     def site(self) -> Site:
+        """The scores that the cut edges belong to."""
         return Site("attn_scores", self.layer, self.head)
 
 

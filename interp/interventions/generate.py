@@ -130,7 +130,7 @@ class _Steps:
                 raise InterpError(f"The edit at {edit.site} names steps {sorted(steps)}; there are 0 to {n_steps - 1}.")
             if edit.positions is not None and steps is not None and 0 not in steps:
                 raise InterpError(
-                    f"The edit at {edit.site} has positions of the prompt, which only step 0 reads; its steps are {sorted(steps)}."
+                    f"The edit at {edit.site} has positions of the prompt, read by step 0 only, not {sorted(steps)}."
                 )
         one_token = from_token_lists(None, [[0]] * len(prompts), device=model.device)
         self._at_prompt = [_timeless(e) for e in edits if e.when is None or 0 in e.when.steps]

@@ -49,6 +49,8 @@ class Tokens:
         return len(self.row)
 
     def with_joining(self, row: Index, position: Index) -> Tokens:
+        """These tokens, then those that join."""
+        """These tokens, then those of rows that join."""
         return Tokens(np.concatenate([self.row, row]), np.concatenate([self.position, position]), self.n_live)
 
     def find(self, row: Index, position: Index, width: int) -> Index:
@@ -141,9 +143,9 @@ class Chunk:
 
         lengths = prompts.lengths[_index(self.rows.example[rows], prompts.lengths)]
         batch = type(prompts)(ids, lengths, tuple(() for _ in rows))
-        with tapped([("embed", self.model.tap(Site("embed")), watch)], len(rows)):
-            with stopping_at(self.model.layers[0].block) as inputs:
-                self.model.forward(batch, all_logits=False)
+        edited = tapped([("embed", self.model.tap(Site("embed")), watch)], len(rows))
+        with edited, stopping_at(self.model.layers[0].block) as inputs:
+            self.model.forward(batch, all_logits=False)
         position = np.tile(np.arange(self.width), len(rows))
         return inputs[0].flatten(0, 1), Tokens(np.repeat(rows, self.width), position, len(position))
 

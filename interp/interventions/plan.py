@@ -192,17 +192,13 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
             value, keep = _ablation(edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
-    table, row_stride, slot_stride, per_head, by_place = _table(model, prompts, site, value, edit, n_slots, checks)
+    table, row_stride, slot_stride, head_stride, by_place = _table(model, prompts, site, value, edit, n_slots, checks)
     if by_place:  # a run: indexed by (row, position) of the source
         start = example * row_stride + position * slot_stride
     else:
         rows = np.arange(len(prompts)) if edit.rows is None else np.asarray(edit.rows)
         row_rank = np.searchsorted(rows, example, sorter=np.argsort(rows))
         start = np.argsort(rows)[row_rank] * row_stride + slot * slot_stride
-    if site.part in ATTENTION_PARTS and by_place:
-        head_stride = per_head
-    else:
-        head_stride = 1 if per_head else 0
     group = np.tile(chosen, len(example))
     operand = np.repeat(start, len(chosen)) + group * head_stride
     example, position = np.repeat(example, len(chosen)), np.repeat(position, len(chosen))
@@ -303,19 +299,20 @@ def _table(
 def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
     if source.positions is not None:
         raise ShapeError(
-            f"The source run at {site} kept only some positions; capture all of them, or give the tensor that is meant."
+            f"The source run at {site} kept only some positions; capture all of them, or give the tensor that is "
+            "meant."
         )
     theirs = source.prompts.lengths
     if len(theirs) not in (1, len(prompts)):
         raise ShapeError(
-            f"The source run at {site} has {len(theirs)} prompts, the base {len(prompts)}; give as many, or one for all."
+            f"The source run at {site} has {len(theirs)} prompts, the base {len(prompts)}; give as many, or one."
         )
     if not torch.equal(theirs.expand(len(prompts)), prompts.lengths):
         row = int((theirs.expand(len(prompts)) != prompts.lengths).nonzero()[0])
         raise ShapeError(
             f"The source run at {site} and the base differ in length at prompt {row}: "
-            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions would not "
-            "correspond; give prompts of equal token length, or a tensor of values."
+            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions do not "
+            "correspond: give prompts of equal token length, or a tensor of values."
         )
 
 
@@ -337,7 +334,7 @@ def _ablation(edit: Ablate, site: Site) -> Value:
     x, prompts = edit.over[site.all_heads], edit.over.prompts
     if site.part in ATTENTION_PARTS:
         raise SiteError(
-            f"Ablate({site}, {edit.kind!r}): attention rows of different queries have no common mean; use zero or Replace."
+            f"Ablate({site}, {edit.kind!r}): attention rows of queries have no common mean; use zero or Replace."
         )
     if edit.kind == "resample":
         if len(x) < 2:

@@ -8,7 +8,7 @@ this module's affair: `plan_sweep` runs the base once, finds which rows have to 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -205,6 +205,8 @@ class PackedSweep(SweepPlan):
         budget: int,
         base: BaseStates | None,
     ) -> PackedSweep:
+        """The plan, after the base run (unless its states are given)."""
+        """The sweep, planned."""
         plan = compile_variants(model, prompts, variants)
         shared = compile_variants(model, prompts, [edits])
         base = base or base_states(model, shared, needed_sites(plan.sites, model.n_layers))
@@ -235,17 +237,23 @@ class PackedSweep(SweepPlan):
 
     @torch.no_grad()
     def base_values(self) -> Tensor:
+        """Read off the base states."""
+        """The metrics of the base run."""
         example = torch.arange(len(self.prompts), device=self.model.device)
         return self.readout.values(base_logits(self.model, self.base, self.readout, example), example)
 
     @torch.no_grad()
     def part_values(self, part: slice) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """One chunk through `Chunk`."""
+        """(variant, example, values) of one chunk."""
         rows = part_of(self.rows, part, self.shared, self.model.n_layers)
         logits = ChunkLogits(self.model, self.plan, self.base, rows, self.readout, self.savings)
         found = [self.readout.values(block, example) for block, example in logits.blocks()]
         return rows.variant, rows.example, torch.cat(found, 1)
 
     def hashed(self) -> list[object]:
+        """The plan of edits, and the savings, beside model, prompts and readout."""
+        """Everything that decides the values."""
         return [
             "packed", self.model.weights_hash, self.prompts.ids, self.prompts.lengths, self.savings,
             self.plan.sites, self.shared.sites, self.readout,
@@ -288,7 +296,7 @@ class ChunkLogits:
         self.model, self.base, self.rows, self.readout, self.savings = model, base, rows, readout, savings
         self.chunk = Chunk(model, plan, base, rows, readout.positions.cpu().numpy(), savings)
 
-    def blocks(self):
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits [row, read, column], example [row]) in blocks of rows that bound the vocabulary's memory."""
         normed, tokens = self.chunk.final_norm()
         reads = self.readout.positions.cpu().numpy()[self.rows.example]
@@ -345,6 +353,8 @@ class ForwardSweep(SweepPlan):
         at_once: int,
         how: str,
     ) -> ForwardSweep:
+        """The plan, once every variant has been checked."""
+        """The sweep, planned."""
         together = [[*edits, *variant] for variant in variants]
         plan = compile_variants(model, prompts, together)  # every mistake, before any forward pass
         parts = [slice(i, min(i + at_once, len(variants))) for i in range(0, len(variants), at_once)]
@@ -355,9 +365,13 @@ class ForwardSweep(SweepPlan):
         return cls(model, prompts, readout, len(variants), parts, cost, together, edits, plan)
 
     def base_values(self) -> Tensor:
+        """One forward pass with the shared edits."""
+        """The metrics of the base run."""
         return self._values([self.edits])
 
     def part_values(self, part: slice) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """The variants of one chunk, as rows of one forward pass."""
+        """(variant, example, values) of one chunk."""
         batch = len(self.prompts)
         variants = np.arange(part.start, part.stop)
         return np.repeat(variants, batch), np.tile(np.arange(batch), len(variants)), self._values(self.variants[part])
@@ -382,6 +396,8 @@ class ForwardSweep(SweepPlan):
         return self.readout.values(logits, example)
 
     def hashed(self) -> list[object]:
+        """The plan of edits, beside model, prompts and readout."""
+        """Everything that decides the values."""
         return [
             "forward", self.model.weights_hash, self.prompts.ids, self.prompts.lengths, self.plan.sites, self.readout
         ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the operations that experiments spend their time in."""

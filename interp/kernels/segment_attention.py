@@ -26,7 +26,10 @@ class Segment:
     """Rows of one example whose tokens are `tokens` of the packed matrix.
 
     Attributes:
-        rows, start, length: they occupy positions `start` to `start + length`.
+        rows: number of rows.
+        start: the position of their first token, at the earliest.
+        length: they occupy positions `start` to `start + length`.
+        example: whose base states they share.
         place: of each token, its flat index in [row, position − start]; `None` if every row is live from
             `start`, so that the tokens are that grid.
         source: the inverse: for each place of the grid, the token (counted from the segment's first), or
@@ -77,8 +80,9 @@ def segment_attention(
         window: a query sees at most this many keys, itself included (sliding-window layers).
         softmax_dtype: type in which the weights are computed, `None` for the queries' own. (Explicit
             attention in transformers uses float32 whatever the model's type.)
-        edit_scores, edit_pattern: change the scaled, capped and masked scores, or the weights; in a
-            segment with `place`, rows of the grid that are no tokens must be left alone.
+        edit_scores: changes the scaled, capped and masked scores; in a segment with `place`, rows of the
+            grid that are no tokens must be left alone.
+        edit_pattern: the same of the weights.
     """
     explicit = not (softcap is softmax_dtype is edit_scores is edit_pattern is None)
     out = []
@@ -119,7 +123,9 @@ def _hidden(start: int, length: int, window: int | None, device: torch.device) -
     return later if window is None else later | (keys <= queries - window)
 
 
-def _fused(q, k, v, before_k, before_v, scaling, window) -> Tensor:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, before_k: Tensor, before_v: Tensor, scaling: float, window: int | None
+) -> Tensor:
     rows, start = q.shape[0], before_k.shape[0]
     if start:
         k = torch.cat([before_k.expand(rows, -1, -1, -1), k], 1)
@@ -128,12 +134,15 @@ def _fused(q, k, v, before_k, before_v, scaling, window) -> Tensor:
     groups = q.shape[2] // k.shape[2]
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        attn_mask=None if hidden is None else ~hidden, is_causal=not start and window is None, scale=scaling, enable_gqa=groups > 1,
+        attn_mask=None if hidden is None else ~hidden, is_causal=not start and window is None,
+        scale=scaling, enable_gqa=groups > 1,
     )  # fmt: skip
     return z.transpose(1, 2)
 
 
-def _scores(q, k, before_k, scaling, softcap) -> Float[Tensor, "kv_head row query group key"]:
+def _scores(
+    q: Tensor, k: Tensor, before_k: Tensor, scaling: float, softcap: float | None
+) -> Float[Tensor, "kv_head row query group key"]:
     """Scaled and capped scores; the heads of a group are more queries of their key head."""
     rows, length, heads, d_head = q.shape
     kv_heads = k.shape[2]
@@ -152,7 +161,7 @@ def _by_head(edit: EditAttention, segment: Segment, x: Tensor) -> Tensor:
     return edited.unflatten(1, (kv_heads, groups)).permute(1, 0, 3, 2, 4)
 
 
-def _weigh(pattern, v, before_v) -> Float[Tensor, "row query head d_head"]:
+def _weigh(pattern: Tensor, v: Tensor, before_v: Tensor) -> Float[Tensor, "row query head d_head"]:
     _, rows, length, groups, _ = pattern.shape
     start = before_v.shape[0]
     flat = pattern.flatten(2, 3)

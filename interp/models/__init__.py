@@ -1,0 +1,1 @@
+"""A model: its sites, its hooks, and how it is loaded."""

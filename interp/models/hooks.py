@@ -35,7 +35,9 @@ class Core(Protocol):
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, /, **how: Any
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Attention output for one call of the module."""
+        ...
 
 
 @contextmanager
@@ -212,9 +214,7 @@ def original_attention(module: nn.Module) -> Core:
     config = cast(Any, module.config)  # torch takes every attribute of a module for a submodule or a tensor
     function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, explicit)
 
-    def core(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
-    ) -> Tensor:
+    def core(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any) -> Tensor:
         return function(module, query, key, value, mask, **how)[0]
 
     return core

@@ -27,7 +27,9 @@ def load(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A language model, from
+    """A language model, from what a researcher has.
+
+    `x` may be
 
     - `"smollm2-135m"`, the embedded default, which needs no hub;
     - a Hugging Face hub id, or the path of a folder with safetensors weights;

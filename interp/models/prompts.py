@@ -67,9 +67,7 @@ def tokenize(tokenizer: Any, text: str | Sequence[str], *, device: torch.device 
     return from_token_lists(tokenizer, [tokenizer(t).input_ids for t in texts], device=device)
 
 
-def from_token_lists(
-    tokenizer: Any, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
-) -> Prompts:
+def from_token_lists(tokenizer: Any, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Prompts:
     """Prompts from lists of token ids."""
     if not rows or any(len(row) == 0 for row in rows):
         raise PairError("A prompt must have at least one token; got an empty one.")

@@ -48,31 +48,30 @@ class NNsightRunner:
         places = [(paths[tap.module], tap.side, seen_through(tap, watch, batch)) for _, tap, watch in watchers]
         mask = prompts.mask.long()
         try:
-            with routed(cores):
-                with model.trace(input_ids=prompts.ids, attention_mask=mask, use_cache=False):
-                    kept = nnsight.save({})
-                    for path, side, see in places:
-                        envoy = model.get(path) if path else model
-                        if side == "output":
-                            output = envoy.output
-                            value = output[0] if isinstance(output, tuple) else output
-                            value = value.logits if hasattr(value, "logits") else value
-                            new = see(value)
-                            if new is not None:
-                                if isinstance(output, tuple):
-                                    envoy.output = (new, *output[1:])
-                                elif hasattr(output, "logits"):
-                                    output.logits = new
-                                else:
-                                    envoy.output = new
-                        else:
-                            value = envoy.input
-                            new = see(value)
-                            if new is not None and side == "shared_input":
-                                value.copy_(new)
-                            elif new is not None:
-                                envoy.input = new
-                    kept["logits"] = model.output.logits
+            with routed(cores), model.trace(input_ids=prompts.ids, attention_mask=mask, use_cache=False):
+                kept = nnsight.save({})
+                for path, side, see in places:
+                    envoy = model.get(path) if path else model
+                    if side == "output":
+                        output = envoy.output
+                        value = output[0] if isinstance(output, tuple) else output
+                        value = value.logits if hasattr(value, "logits") else value
+                        new = see(value)
+                        if new is not None:
+                            if isinstance(output, tuple):
+                                envoy.output = (new, *output[1:])
+                            elif hasattr(output, "logits"):
+                                output.logits = new
+                            else:
+                                envoy.output = new
+                    else:
+                        value = envoy.input
+                        new = see(value)
+                        if new is not None and side == "shared_input":
+                            value.copy_(new)
+                        elif new is not None:
+                            envoy.input = new
+                kept["logits"] = model.output.logits
         except OutOfOrderError as error:
             raise UnfiredError(f"nnsight's trace did not reach a place in time: {error}") from error
         return kept["logits"]

@@ -6,13 +6,13 @@ The parts, with the shape that a capture returns (a chosen head drops the head a
 | part | activation | shape |
 |---|---|---|
 | `embed` | output of the token embedding | batch pos d_model |
-| `resid_pre` `resid_mid` `resid_post` | residual stream before attention, between, after the MLP | batch pos d_model |
+| `resid_pre` `resid_mid` `resid_post` | the stream before attention, between, after the MLP | batch pos d_model |
 | `attn_out` `mlp_out` | what attention, and the MLP, add to the residual stream | batch pos d_model |
-| `q` `k` `v` | projections, before rotary embedding and before any q/k norm | batch pos head d_head (kv_head for k, v) |
-| `attn_scores` `attn_pattern` | scaled, masked scores before, and weights after, the softmax | batch head query key |
+| `q` `k` `v` | projections, before rotary embedding and q/k norms | batch pos head d_head (kv_head for k, v) |
+| `attn_scores` `attn_pattern` | scaled, masked scores; weights after the softmax | batch head query key |
 | `z` | attention-weighted values, per head, before the output projection | batch pos head d_head |
 | `head_result` | one head's share of the output projection, without its bias | batch pos head d_model |
-| `mlp_pre` `mlp_act` | input of the non-linearity (the gate, in a gated MLP); input of the down projection | batch pos d_mlp |
+| `mlp_pre` `mlp_act` | input of the non-linearity (of a gate); of the down projection | batch pos d_mlp |
 | `final_norm` | output of the last norm | batch pos d_model |
 | `logits` | output of the model, soft-capped where the model does | batch pos d_vocab |
 """

@@ -23,7 +23,8 @@ class Tap:
         side: `"input"` (first argument), `"output"` (the tensor, or the first of a tuple), or
             `"shared_input"`: an input that the caller keeps and adds again later, as a block does with
             the residual stream; an edit must reach both uses.
-        start, width: columns of the last axis, `None` for all of it.
+        start: the first column of the last axis.
+        width: number of columns, `None` for all.
         heads: number of heads into which these columns are split, `None` for no split.
         interleaved: index within each head's (q, k, v) triple, where the family stores them so.
     """

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from torch import Tensor
 
 from interp.errors import InterpError, PairError, SiteError, nearest
 from interp.interventions.base_states import states_with_source
+from interp.interventions.captured import Run
+from interp.interventions.captured import Run
 from interp.interventions.edits import Edit, Replace
 from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
@@ -49,6 +51,14 @@ from interp.tasks.metrics import (
     Probability,
 )
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+    import xarray
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from xarray import DataArray
 
 METRICS = ("logit_difference", "probability", "log_probability", "negative_kl", "negative_rank", "accuracy")
 """Metrics that `patch` knows by name."""
@@ -74,7 +84,7 @@ class PatchResult(Result):
         pairs = f"{p['n_examples']} pair{'s' if p['n_examples'] > 1 else ''}"
         return f"{p['direction'].capitalize()} {p['part']}{where} · {p['task']} ({pairs}) · {p['model']}"
 
-    def recovered(self, metric: str | None = None):
+    def recovered(self, metric: str | None = None) -> DataArray:
         """(mean edited − mean corrupted) / (mean clean − mean corrupted), an xarray.DataArray over the grid.
 
         1 is the clean run's value, 0 the corrupted run's, in either direction of patching.
@@ -88,14 +98,14 @@ class PatchResult(Result):
         error = float(gap.std(ddof=1)) / n**0.5 if n > 1 else 0.0
         if abs(mean) <= max(error, 1e-3):
             raise PairError(
-                f"The {m} of clean and corrupted prompts differs by {mean:.3g} ± {error:.2g} on average: there is nothing "
-                "to recover. Use the effect, in the metric's own unit, or pairs that the model tells apart."
+                f"The {m} of clean and corrupted prompts differs by {mean:.3g} ± {error:.2g} on average: nothing "
+                "is there to recover. Use the effect, in the metric's own unit, or pairs that the model tells apart."
             )
         edited, corrupted = self.data[m], self.data[f"{m}_corrupted"]
         # Each cell against the same examples that it was computed on.
         return (edited - corrupted).mean("example") / gap.where(edited.notnull()).mean("example")
 
-    def plot(self, metric: str | None = None):
+    def plot(self, metric: str | None = None) -> Figure:
         """Heat map of the mean effect (curves, for a grid of one axis); intervals and p-values on hover."""
         from interp.plots import curves, heatmap
 
@@ -112,7 +122,8 @@ class PatchResult(Result):
         y = next(axis for axis in ("layer", "head", "pos") if axis in axes and axis != x)
         facet = next((axis for axis in axes if axis not in (x, y)), None)
         return heatmap(
-            effect, x=x, y=y, title=self.title, unit=unit, facet=facet, x_labels=self._labels(x), y_labels=self._labels(y),
+            effect, x=x, y=y, title=self.title, unit=unit, facet=facet,
+            x_labels=self._labels(x), y_labels=self._labels(y),
             low=low if many else None, high=high if many else None, p=p if many else None,
         )  # fmt: skip
 
@@ -143,7 +154,7 @@ class PatchResult(Result):
                 f"{p['rows_skipped']} known without running",
                 "  strongest effects:",
                 *cells,
-                f"  smallest p that {p['n_examples']} pairs can give: {smallest_p(p['n_examples']):.2g}, before correction",
+                f"  smallest p, before correction, of {p['n_examples']} pairs: {smallest_p(p['n_examples']):.2g}",
             ]
         )
 
@@ -181,7 +192,10 @@ def patch(
         units: neurons of the grid or, when `unit` is not an axis, patched together.
         window: number of adjacent layers patched together, centred on the cell's layer and cut off at
             the model's ends. Do not compare effects of different windows.
-        exact, budget, progress, checkpoint: as in `sweep`.
+        exact: as in `sweep`.
+        budget: as in `sweep`.
+        progress: as in `sweep`.
+        checkpoint: as in `sweep`.
         seed: of the bootstrap and the sign flips.
 
     Raises:
@@ -326,7 +340,7 @@ class _PatchGroup:
                 return NegativeRank(self.answer)
         return Accuracy(self.answer)
 
-    def run(self, exact, budget: int, progress: Progress, checkpoint: Path | None):
+    def run(self, exact: Savings | Literal["naive"], budget: int, progress: Progress, checkpoint: Path | None):
         """(metric → [axes…, example], clean and corrupted metric → [example], cost)."""
         base, source = (self.corrupted, self.clean) if self.direction == "denoising" else (self.clean, self.corrupted)
         sites = self.grid.all_sites()
@@ -350,7 +364,7 @@ class _PatchGroup:
             ends = {"corrupted": other, "clean": swept.base}
         return found, ends, swept.cost
 
-    def _cell(self, cell: dict[str, int], source, base: Prompts) -> list[Edit]:
+    def _cell(self, cell: dict[str, int], source: Run, base: Prompts) -> list[Edit]:
         rows = None
         positions = cell.get("pos", self.grid.positions)
         if "pos" in cell and cell["pos"] >= int(base.lengths.min()):
@@ -421,7 +435,8 @@ def _result(
     if "pos" in grid.axes:
         data = data.assign_coords(token=("pos", token_labels(encoded.clean, encoded.corrupted)))
     record = provenance(
-        experiment="activation patching", model=model.name, weights=model.weights_hash, task=task.name, source=task.source,
+        experiment="activation patching", model=model.name, weights=model.weights_hash, task=task.name,
+        source=task.source,
         task_seed=task.seed, n_examples=len(task), part=grid.part, axes=list(grid.axes), window=grid.window,
         positions=None if grid.positions is None else np.atleast_1d(np.asarray(grid.positions)).tolist(),
         direction=direction, metrics=list(values), seed=seed, exact=str(exact),

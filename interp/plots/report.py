@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Section(NamedTuple):
     """One part of a report.
 
-    Args:
+    Attributes:
         heading: plain text.
         paragraphs: plain text; line breaks are kept.
         content: a plotly figure (whose own strings must have passed `plain`), a table, or nothing.

@@ -46,10 +46,9 @@ def plain(text: object) -> str:
 
 
 def token_label(token: object) -> str:
-    """A token for an axis or hover, escaped: white space at its ends made visible, control characters
-    spelt out.
+    r"""A token for an axis or hover, escaped, with white space at its ends and control characters visible.
 
-    `" Mary"` becomes `"␣Mary"`, a line break `"↵"`, NUL `"\\x00"`, the empty string `"∅"`; more than
+    `" Mary"` becomes `"␣Mary"`, a line break `"↵"`, NUL `"\x00"`, the empty string `"∅"`; more than
     28 letters are cut with `…`.
     """
     text = str(token)

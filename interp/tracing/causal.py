@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,12 @@ from interp.results import Result, provenance
 from interp.statistics import bootstrap_interval
 from interp.tasks.pairs import PromptPair, Task
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 PARTS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last token")
@@ -75,7 +81,7 @@ class TraceResult(Result):
         """Name of the metric."""
         return str(self.provenance["metric"])
 
-    def plot(self):
+    def plot(self) -> Figure:
         """One fact: a heat map over its tokens. An average: a curve per role, with intervals."""
         from interp.plots import curves, heatmap
 
@@ -152,7 +158,12 @@ def trace(
         window: adjacent layers restored together (ROME: 10 for mlp_out and attn_out).
         severed: outputs held at their corrupted values, at the restored token and all later layers.
         layers: layers of the grid; all if not given.
-        exact, budget, progress, checkpoint: as in `interp.sweep`.
+        metric: of the answer.
+        seed: of the noise, and of the bootstrap.
+        exact: as in `interp.sweep`.
+        budget: as in `interp.sweep`.
+        progress: as in `interp.sweep`.
+        checkpoint: as in `interp.sweep`.
 
     Raises:
         PairError: a subject that does not occur once; pairs of unequal length; an answer that does not
@@ -194,7 +205,9 @@ def trace(
     return TraceResult(data, record)
 
 
-def _pairs(prompt: str | PromptPair | Task, subject: str | None, answer: Answer):
+def _pairs(
+    prompt: str | PromptPair | Task, subject: str | None, answer: Answer
+) -> list[tuple[PromptPair, str, Answer]]:
     """(pair, subject, answer) of every fact."""
     if isinstance(prompt, Task):
         found = [(pair, pair.subject, pair.answer) for pair in prompt.pairs]
@@ -212,7 +225,9 @@ def _pairs(prompt: str | PromptPair | Task, subject: str | None, answer: Answer)
     return [(pair, str(text), wanted) for pair, text, wanted in found]
 
 
-def _replacements(model: LanguageModel, pairs, facts: list[Fact]) -> list[tuple[int, ...]]:
+def _replacements(
+    model: LanguageModel, pairs: list[tuple[PromptPair, str, Answer]], facts: list[Fact]
+) -> list[tuple[int, ...]]:
     """Tokens of the corrupted prompts, each followed by its fact's longer answer."""
     texts = [pair.corrupted for pair, _, _ in pairs]
     if any(pair.corrupted == pair.clean for pair, _, _ in pairs):

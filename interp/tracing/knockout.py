@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,6 +22,12 @@ from interp.models.language_model import LanguageModel
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 GROUPS = ("subject", "before and after", "itself")
 """Keys cut together: the subject's tokens; all other tokens but the query; the query itself."""
@@ -41,7 +47,7 @@ class KnockoutResult(Result):
         p = self.provenance
         return f"Attention from the last token cut, {p['window']}-layer windows · {p['prompt']!r} · {p['model']}"
 
-    def plot(self):
+    def plot(self) -> Figure:
         """A heat map over key tokens: change of the metric when the last token cannot see them."""
         from interp.plots import heatmap
 
@@ -51,7 +57,7 @@ class KnockoutResult(Result):
         unit = f"change of p({self.provenance['answer'][0]!r})" if m == "probability" else f"change of {m}"
         return heatmap(change, x="pos", y="layer", title=self.title, unit=unit, x_labels=tokens)
 
-    def plot_groups(self):
+    def plot_groups(self) -> Figure:
         """A curve per group of keys."""
         from interp.plots import curves
 
@@ -93,8 +99,16 @@ def knockout(
     """Cut the last token's attention to every token, and to groups of tokens, by windows of layers.
 
     Args:
+        prompt: the text.
+        subject: as in `trace`.
+        answer: as in `trace`.
         window: adjacent layers cut together, centred on the row's layer and cut off at the model's ends.
-        Others: as in `trace`.
+        metric: as in `trace`.
+        layers: centres of the windows; all if not given.
+        exact: as in `interp.sweep`.
+        budget: as in `interp.sweep`.
+        progress: as in `interp.sweep`.
+        checkpoint: as in `interp.sweep`.
 
     Raises:
         PairError: a subject that does not occur exactly once; an answer that does not continue the prompt.

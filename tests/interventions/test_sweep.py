@@ -41,8 +41,8 @@ def variants_of(model, part, source):
     found = []
     for number, layer in enumerate(layers):
         site = Site(part, layer)
-        found += [[Replace(site, source, positions=p)] for p in ((1, 3, -1), (2, None), (0, 4, -2))[number]]
-        if heads:
+        found += [[Replace(site, source, positions=p)] for p in ((1, 3), (2, None), (0, -1))[number]]
+        if heads and number:
             found.append([Replace(Site(part, layer, heads - 1), source, positions=None if number else 2)])
     first, last = Site(part, layers[0]), Site(part, layers[-1])
     found.append([])
@@ -60,6 +60,11 @@ def variants_of(model, part, source):
         found.append([Swap(last, source, basis, positions=[1, -1]), Replace(last, source, positions=3, units=[0, 2])])
         found.append([Add(own, noise, positions=4), Knockout(1, keys=2, positions=-1)])
     return found
+
+
+def whole_passes(model, *args, **kwargs):
+    """All variants as rows of one plain hooked forward pass: the naive way, faster."""
+    return sweep(dataclasses.replace(model, not_replayable="the oracle of this test"), *args, **kwargs)
 
 
 def close(a, b, atol):
@@ -82,10 +87,14 @@ def test_every_part_and_every_saving_equal_the_naive_way(family):
     model, (_, corrupted) = described(family), ragged()
     variants = _all(model, family, torch.float64)
     metrics = [LINEAR, LogProbability(ANSWER)]
-    naive = sweep(model, corrupted, variants, metrics, exact="naive")
+    naive = whole_passes(model, corrupted, variants, metrics)
     atol = 1e-5 if family == "gemma2" else 1e-9  # explicit attention takes its softmax in float32
-    for name, savings in {"all": Savings(), **SAVINGS}.items():
-        some = slice(None) if name == "all" else slice(len(name) % 3, None, 4)
+    some = slice(3, None, 11)  # one forward pass per variant
+    plain = sweep(model, corrupted, variants[some], metrics, exact="naive")
+    for metric, x in plain.values.items():
+        torch.testing.assert_close(x, naive.values[metric][some], rtol=0, atol=atol)
+    for number, (name, savings) in enumerate({"all": Savings(), **SAVINGS}.items()):
+        some = slice(None) if name == "all" else slice(number, None, 8 if savings.batch else 20)
         swept = sweep(model, corrupted, variants[some], metrics, exact=savings)
         for metric, x in swept.values.items():
             torch.testing.assert_close(x, naive.values[metric][some], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
@@ -102,11 +111,11 @@ def test_float32_models_agree_to_float32(family):
     model, (_, corrupted) = described(family, torch.float32), ragged()
     variants = _all(model, family, torch.float32)[::3]
     swept = sweep(model, corrupted, variants, LINEAR)
-    close(swept, sweep(model, corrupted, variants, LINEAR, exact="naive"), 1e-4)
+    close(swept, whole_passes(model, corrupted, variants, LINEAR), 1e-4)
     assert swept.values["logit_difference"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "opt", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("where", ["embed", "z", "mlp_out", "resid_pre", "attn_pattern", "k", "head_result", "attn_out", "final_norm"])
 def test_edits_of_the_base_run(family, where):
     """Noise in the base run; variants before, at and after it, which keep or restore it."""
@@ -128,10 +137,10 @@ def test_edits_of_the_base_run(family, where):
                 variants.append([Replace(Site(part, layer), source, positions=position)])
     variants.append([Replace(Site("attn_scores", 2), source, positions=-1)])
     variants.append([Replace(Site("resid_pre", 0), source, positions=2), Add(site, 1.0, positions=3)])
-    naive = sweep(model, corrupted, variants, LINEAR, edits=base, exact="naive")
+    naive = whole_passes(model, corrupted, variants, LINEAR, edits=base)
     atol = 1e-5 if family == "gemma2" else 1e-9
     close(sweep(model, corrupted, variants, LINEAR, edits=base), naive, atol)
-    few = variants[::6]
+    few = variants[1::7]
     naive_few = sweep(model, corrupted, few, LINEAR, edits=base, exact="naive")
     close(sweep(model, corrupted, few, LINEAR, edits=base, exact=NONE), naive_few, atol)
     expected = run(model, corrupted, base).last_logits()
@@ -162,13 +171,13 @@ def test_every_metric_and_several_at_once():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_metrics_that_read_several_positions(family):
     model, (_, corrupted) = described(family), ragged()
-    variants = _all(model, family, torch.float64)[::3]
+    variants = _all(model, family, torch.float64)[::7]
     atol = 1e-5 if family == "gemma2" else 1e-9
     for reads in ([[3, 4], [1, 2], [0, 5]], [[6, 2], [4, 4], [1, 3]], [[2], [0], [3]]):
         positions = torch.tensor(reads)
         answer = torch.arange(3 * len(reads[0])).view(3, -1)
         metrics = [LogProbability(answer, positions=positions), LogitDifference(ANSWER, WRONG, positions=positions)]
-        naive = sweep(model, corrupted, variants, metrics, exact="naive")
+        naive = whole_passes(model, corrupted, variants, metrics)
         for savings in (Savings(), NONE, dataclasses.replace(Savings(), read_late=False)):
             close(sweep(model, corrupted, variants, metrics, exact=savings), naive, atol)
         logits = run(model, corrupted, variants[0]).logits
@@ -362,7 +371,7 @@ def _edit(draw):
     return Knockout(layer, keys=keys, positions=query, head=draw(st.none() | st.integers(0, 3)), rows=rows)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     variants=st.lists(st.lists(_edit(), max_size=4), min_size=1, max_size=5),
     edits=st.lists(_edit(), max_size=2),
