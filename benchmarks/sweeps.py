@@ -264,7 +264,7 @@ def main(
     report(
         "sweeps", f"Speed on {model}", rows, where=where,
         notes=[
-            f"Ours: best and median of {repeats} calls, warm. Samples are spread evenly, and extrapolated to the whole grid.",
+            f"Ours: best and median of {repeats} calls, warm. Samples are spread evenly and extrapolated.",
             "Hooks: half of their cells before ours, half after. Largest difference: to hooks for ours (logits; "
             "probability for the trace), to ours for the peers, over the cells timed.",
         ],

@@ -1,4 +1,4 @@
-"""interp: causal, mechanistic interpretability of transformers and diffusion models.
+"""interp: causal, mechanistic interpretability of transformers (diffusion models: not yet).
 
 The names below are loaded when they are first used, so that `import interp` is light.
 """

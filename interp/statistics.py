@@ -12,10 +12,11 @@ What few examples can say (p values before correction; an interval needs two exa
 | 5 | 0.0625 | never below 0.05 |
 | 6 | 0.031 | below 0.05 where all six agree in sign; Holm lets it pass in a map of one cell only |
 | 10 | 0.002 | up to 25 cells can pass Holm |
-| 14 | 0.00012 | up to 409 cells; the last n counted exactly by default |
-| more | 1/(1 + resamples) | Monte Carlo: 0.0001 by default, up to 500 cells |
+| 14 | 0.00012 | up to 409 cells |
+| 18 | 0.0000076 | up to 6,500 cells; the last n counted exactly by default |
+| more | 1/(1 + resamples) | Monte Carlo: 0.0000076 by default |
 
-So a map of 5,000 cells needs `resamples` of 100,000 or more before any cell can pass; `smallest_p` says it.
+Whether a map of m cells can show anything is m · `smallest_p(n)` against the level that is asked for.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def bootstrap_interval(
     return low.reshape(shape), high.reshape(shape)
 
 
-def sign_flip_p(values: Any, seed: int = 0, resamples: int = 10_000) -> numpy.ndarray:
+def sign_flip_p(values: Any, seed: int = 0, resamples: int = 131_072) -> numpy.ndarray:
     """Two-sided p of the sign-flip test: would the mean be so far from zero if signs were coins?
 
     The null hypothesis is that the examples are independent and each symmetric around zero. p is the share
@@ -129,7 +130,7 @@ def sign_flip_p(values: Any, seed: int = 0, resamples: int = 10_000) -> numpy.nd
     return p.reshape(numpy.shape(values)[:-1])
 
 
-def smallest_p(n: int, resamples: int = 10_000) -> float:
+def smallest_p(n: int, resamples: int = 131_072) -> float:
     """The smallest p that `sign_flip_p` can return for n examples; 1 for n ≤ 1.
 
     A map of m cells can only show something if m · `smallest_p(n)` is below the level that is asked for.

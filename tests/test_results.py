@@ -156,9 +156,7 @@ def test_a_file_knows_its_class(tmp_path: Path, kinds: None) -> None:
         Traces.load(path)
 
 
-def test_contents_that_the_class_refuses(
-    tmp_path: Path, kinds: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_that_the_class_refuses(tmp_path: Path, kinds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     Traces(example(), {}).save(tmp_path / "t.nc")
 
     def refuse(self: Result) -> None:
@@ -299,9 +297,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in tmp_path.iterdir()] == ["result.nc"]
 
 
-def test_a_save_that_reads_back_otherwise_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, result = saved(tmp_path)
     before = path.read_bytes()
     write = xarray.Dataset.to_netcdf
@@ -318,9 +314,14 @@ def test_a_save_that_reads_back_otherwise_is_not_kept(
 def test_replacing(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
-        temporary.write_text("new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert target.read_text() == "old"
     with replacing(target) as temporary:
         temporary.write_text("new")
@@ -368,9 +369,7 @@ def test_provenance_that_json_cannot_hold() -> None:
 
 
 def test_provenance_adds_versions_and_time() -> None:
-    found = provenance(
-        model="toy", counts=numpy.array([1, 2]), share=numpy.float32(0.5), yes=numpy.bool_(True)
-    )
+    found = provenance(model="toy", counts=numpy.array([1, 2]), share=numpy.float32(0.5), yes=numpy.bool_(True))
     assert found["counts"] == [1, 2] and found["share"] == 0.5 and found["yes"] is True
     assert found["versions"].keys() == {"interp", "torch", "transformers", "python"}
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -436,9 +435,7 @@ def test_html_escapes_everything() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = (
-        "{'xarray', 'pandas', 'numpy', 'torch', 'transformers', 'netCDF4', 'scipy', 'plotly', 'statsmodels'}"
-    )
+    heavy = "{'xarray', 'pandas', 'numpy', 'torch', 'transformers', 'netCDF4', 'scipy', 'plotly', 'statsmodels'}"
     code = f"import sys, interp.results, interp.statistics, interp.plots; print({heavy} & set(sys.modules))"
     root = Path(importlib.util.find_spec("interp.results").origin).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)

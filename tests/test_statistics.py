@@ -130,18 +130,14 @@ def test_shapes_are_kept() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    arrays.arrays(
-        float, arrays.array_shapes(min_dims=1, max_dims=3, max_side=6), elements=st.floats(-1e6, 1e6)
-    ),
+    arrays.arrays(float, arrays.array_shapes(min_dims=1, max_dims=3, max_side=6), elements=st.floats(-1e6, 1e6)),
     st.sampled_from([0.5, 0.9, 0.95]),
 )
 def test_invariants(values: numpy.ndarray, level: float) -> None:
     low, high = bootstrap_interval(values, level=level, resamples=200)
     p = sign_flip_p(values)
     if values.shape[-1] > 1:
-        assert (
-            (low >= values.min(axis=-1)).all() and (high <= values.max(axis=-1)).all() and (low <= high).all()
-        )
+        assert (low >= values.min(axis=-1)).all() and (high <= values.max(axis=-1)).all() and (low <= high).all()
     assert ((p >= smallest_p(values.shape[-1])) & (p <= 1)).all()
     assert numpy.array_equal(p, sign_flip_p(-values))
     assert numpy.array_equal(p, sign_flip_p(4.0 * values))

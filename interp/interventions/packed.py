@@ -49,7 +49,6 @@ class Tokens:
         return len(self.row)
 
     def with_joining(self, row: Index, position: Index) -> Tokens:
-        """These tokens, then those that join."""
         """These tokens, then those of rows that join."""
         return Tokens(np.concatenate([self.row, row]), np.concatenate([self.position, position]), self.n_live)
 

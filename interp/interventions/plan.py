@@ -299,8 +299,7 @@ def _table(
 def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
     if source.positions is not None:
         raise ShapeError(
-            f"The source run at {site} kept only some positions; capture all of them, or give the tensor that is "
-            "meant."
+            f"The source run at {site} kept only some positions; capture all of them, or give the tensor that is meant."
         )
     theirs = source.prompts.lengths
     if len(theirs) not in (1, len(prompts)):

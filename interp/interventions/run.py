@@ -146,7 +146,6 @@ class Places:
             self.kept[site] = x if torch.is_grad_enabled() else x.clone()
 
     def token(self, op: Ops) -> np.ndarray:
-        """Where each entry of an op is, with rows and positions as one axis."""
         """Index of each entry in the flattened [batch · pos] tokens."""
         return op.example * self.width + op.position
 

@@ -205,7 +205,6 @@ class PackedSweep(SweepPlan):
         budget: int,
         base: BaseStates | None,
     ) -> PackedSweep:
-        """The plan, after the base run (unless its states are given)."""
         """The sweep, planned."""
         plan = compile_variants(model, prompts, variants)
         shared = compile_variants(model, prompts, [edits])
@@ -237,14 +236,12 @@ class PackedSweep(SweepPlan):
 
     @torch.no_grad()
     def base_values(self) -> Tensor:
-        """Read off the base states."""
         """The metrics of the base run."""
         example = torch.arange(len(self.prompts), device=self.model.device)
         return self.readout.values(base_logits(self.model, self.base, self.readout, example), example)
 
     @torch.no_grad()
     def part_values(self, part: slice) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """One chunk through `Chunk`."""
         """(variant, example, values) of one chunk."""
         rows = part_of(self.rows, part, self.shared, self.model.n_layers)
         logits = ChunkLogits(self.model, self.plan, self.base, rows, self.readout, self.savings)
@@ -252,7 +249,6 @@ class PackedSweep(SweepPlan):
         return rows.variant, rows.example, torch.cat(found, 1)
 
     def hashed(self) -> list[object]:
-        """The plan of edits, and the savings, beside model, prompts and readout."""
         """Everything that decides the values."""
         return [
             "packed", self.model.weights_hash, self.prompts.ids, self.prompts.lengths, self.savings,
@@ -353,7 +349,6 @@ class ForwardSweep(SweepPlan):
         at_once: int,
         how: str,
     ) -> ForwardSweep:
-        """The plan, once every variant has been checked."""
         """The sweep, planned."""
         together = [[*edits, *variant] for variant in variants]
         plan = compile_variants(model, prompts, together)  # every mistake, before any forward pass
@@ -365,12 +360,10 @@ class ForwardSweep(SweepPlan):
         return cls(model, prompts, readout, len(variants), parts, cost, together, edits, plan)
 
     def base_values(self) -> Tensor:
-        """One forward pass with the shared edits."""
         """The metrics of the base run."""
         return self._values([self.edits])
 
     def part_values(self, part: slice) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """The variants of one chunk, as rows of one forward pass."""
         """(variant, example, values) of one chunk."""
         batch = len(self.prompts)
         variants = np.arange(part.start, part.stop)
@@ -396,7 +389,6 @@ class ForwardSweep(SweepPlan):
         return self.readout.values(logits, example)
 
     def hashed(self) -> list[object]:
-        """The plan of edits, beside model, prompts and readout."""
         """Everything that decides the values."""
         return [
             "forward", self.model.weights_hash, self.prompts.ids, self.prompts.lengths, self.plan.sites, self.readout

@@ -73,19 +73,16 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers."""
         """Number of blocks."""
         return len(self.layers)
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs belong."""
         """Where the unembedding is."""
         return weight_of(self.unembed).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its weights."""
         """Type of the weights."""
         return weight_of(self.unembed).dtype
 

@@ -29,7 +29,6 @@ from torch import Tensor
 from interp.errors import InterpError, PairError, SiteError, nearest
 from interp.interventions.base_states import states_with_source
 from interp.interventions.captured import Run
-from interp.interventions.captured import Run
 from interp.interventions.edits import Edit, Replace
 from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
@@ -51,10 +50,6 @@ from interp.tasks.metrics import (
     Probability,
 )
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
-
-if TYPE_CHECKING:
-    import plotly.graph_objects
-    import xarray
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

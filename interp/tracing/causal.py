@@ -48,9 +48,6 @@ from interp.tasks.pairs import PromptPair, Task
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
-
-if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PARTS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")

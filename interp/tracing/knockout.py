@@ -24,9 +24,6 @@ from interp.results import Result, provenance
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
-
-if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 GROUPS = ("subject", "before and after", "itself")

@@ -33,7 +33,13 @@ def planned(metric=METRICS, **changes):
         [Replace(Site("resid_pre", layer), captured("llama"), positions=p)] for layer in range(3) for p in range(5)
     ] + [[Scale(Site("z", 1, head), 0.5)] for head in range(4)]
     budget = base_bytes(model, 7) * 3 + 20 * bytes_per_token(model, 7)
-    arguments = {"budget": budget, "variants": variants, "edits": (), "exact": Savings(), "prompts": corrupted} | changes
+    arguments = {
+        "budget": budget,
+        "variants": variants,
+        "edits": (),
+        "exact": Savings(),
+        "prompts": corrupted,
+    } | changes
     variants, prompts = arguments.pop("variants"), arguments.pop("prompts")
     return plan_sweep(model, prompts, variants, metric, **arguments)
 
@@ -137,7 +143,9 @@ def test_values_of_edits_and_functions_are_part_of_the_mark():
     assert mark(metric=one) != mark(metric=two), "another constant in the function is another metric"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"mark": 3}', '{"mark": "x", "parts": 3}', '{"mark": "x", "parts": [[1]]}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"mark": 3}', '{"mark": "x", "parts": 3}', '{"mark": "x", "parts": [[1]]}', "\x00"]
+)
 def test_a_damaged_header_is_refused(tmp_path, content):
     planned().run(checkpoint=tmp_path / "c")
     (tmp_path / "c" / "sweep.json").write_text(content)

@@ -21,7 +21,9 @@ def whole_text(generation, step):
     """The prompts with the tokens that had been read by a step."""
     rows = [
         ids[:length] + new[:step]
-        for ids, length, new in zip(PROMPTS.ids.tolist(), PROMPTS.lengths.tolist(), generation.tokens.tolist(), strict=True)
+        for ids, length, new in zip(
+            PROMPTS.ids.tolist(), PROMPTS.lengths.tolist(), generation.tokens.tolist(), strict=True
+        )
     ]
     return from_token_lists(None, rows)
 

@@ -56,7 +56,11 @@ SITES = [
 ]
 PLACES = [
     (lambda: Scale(RESID, 1.0, positions=7), InterpError, "position 7 is outside prompt 0, which has 7 tokens"),
-    (lambda: Scale(RESID, 1.0, positions=5), InterpError, r"position 5 is outside prompt 1, which has 5 tokens \(0 to 4"),
+    (
+        lambda: Scale(RESID, 1.0, positions=5),
+        InterpError,
+        r"position 5 is outside prompt 1, which has 5 tokens \(0 to 4",
+    ),
     (lambda: Scale(RESID, 1.0, positions=[0, -6]), InterpError, "position -6 is outside prompt 1"),
     (lambda: Scale(RESID, 1.0, positions=6, rows=[0, 2]), InterpError, "position 6 is outside prompt 2"),
     (lambda: Scale(RESID, 1.0, positions=torch.tensor([[6], [4], [6]])), InterpError, "position 6 is outside prompt 2"),
@@ -91,7 +95,11 @@ VALUES = [
     (lambda: Replace(Site("attn_scores", 0), math.nan), ShapeError, "NaN or infinite"),
 ]
 SOURCES = [
-    (lambda: Replace(RESID, of_length(7, 5, 5)), ShapeError, "differ in length at prompt 2.*Positions would not correspond"),
+    (
+        lambda: Replace(RESID, of_length(7, 5, 5)),
+        ShapeError,
+        "differ in length at prompt 2.*Positions would not correspond",
+    ),
     (lambda: Replace(RESID, of_length(7)), ShapeError, "differ in length at prompt 1"),
     (lambda: Replace(RESID, of_length(7, 5)), ShapeError, "has 2 prompts, the base 3"),
     (lambda: Replace(Site("q", 0), of_length(7, 5, 6)), SiteError, "L0.q was not captured in this run"),

@@ -58,12 +58,20 @@ def hand_hook(network, where, change):
         return x
 
     def before(_module, args, kwargs):
-        return ((edited(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edited(kwargs["hidden_states"])})
+        return (
+            ((edited(args[0]), *args[1:]), kwargs)
+            if args
+            else (args, kwargs | {"hidden_states": edited(kwargs["hidden_states"])})
+        )
 
     def after(_module, _args, output):
         return edited(output) if isinstance(output, torch.Tensor) else (edited(output[0]), *output[1:])
 
-    handle = module.register_forward_pre_hook(before, with_kwargs=True) if side == "in" else module.register_forward_hook(after)
+    handle = (
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        if side == "in"
+        else module.register_forward_hook(after)
+    )
     try:
         yield
     finally:
@@ -90,7 +98,9 @@ def test_edits_equal_hand_written_hooks(family, part):
     x = source[Site(part, layer)]
     x = x if x.ndim == 4 else x[:, :, None]
     vector = torch.linspace(-1, 1, x.shape[-1], dtype=torch.float64)
-    basis = torch.linalg.qr(torch.randn(x.shape[-1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    basis = torch.linalg.qr(
+        torch.randn(x.shape[-1], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ).Q
     mask = clean.mask.double()[..., None, None]
     mean = (x * mask).sum((0, 1)) / mask.sum()
     mean_at = (x * mask).sum(0) / mask.sum(0).clamp(min=1)
@@ -154,7 +164,11 @@ def test_single_neurons(family):
         def multiply(view, factor=factor):
             view[:, 2, 0, 5] *= factor
 
-        equal(run(model, corrupted, [edit]).logits, by_hand(model.network, corrupted, WHERE[family]["mlp_act"], multiply), corrupted)
+        equal(
+            run(model, corrupted, [edit]).logits,
+            by_hand(model.network, corrupted, WHERE[family]["mlp_act"], multiply),
+            corrupted,
+        )
 
 
 def test_resampling_takes_another_prompts_value_and_no_fixed_point():
@@ -195,7 +209,9 @@ def test_identities_of_every_part(family):
             assert torch.equal(patched[site][corrupted.mask], source[site][corrupted.mask]), part
     for site in (Site("embed"), Site("resid_pre", 0), Site("resid_pre", 2), Site("resid_post", 1), Site("final_norm")):
         equal(run(model, corrupted, [Replace(site, source)]).logits, source.logits, corrupted, 1e-10)
-    assert torch.equal(run(model, corrupted, [Replace(Site("logits"), source)]).logits[clean.mask], source.logits[clean.mask])
+    assert torch.equal(
+        run(model, corrupted, [Replace(Site("logits"), source)]).logits[clean.mask], source.logits[clean.mask]
+    )
     with pytest.raises(AssertionError):  # and the two runs do differ
         equal(plain.logits, source.logits, corrupted, 1e-3)
 
@@ -236,7 +252,12 @@ def test_knockout_and_patterns_by_an_explicit_recomputation(family):
     cut = scores.clone()
     for b, n in enumerate(lengths):
         cut[b, :, n - 1, [1, n - 2]] = -torch.inf
-    knocked = run(model, prompts, [Knockout(1, keys=torch.tensor([[1, n - 2] for n in lengths]), positions=-1)], ["z", "attn_pattern"])
+    knocked = run(
+        model,
+        prompts,
+        [Knockout(1, keys=torch.tensor([[1, n - 2] for n in lengths]), positions=-1)],
+        ["z", "attn_pattern"],
+    )
     equal(knocked["z", 1], z_of(cut.softmax(-1)), prompts, atol)
     for b, n in enumerate(lengths):
         row = knocked["attn_pattern", 1][b, :, n - 1]
@@ -286,7 +307,9 @@ def test_edits_act_in_list_order():
         ([Ablate(site), Add(site, captured("llama"), 0.5)], 0.5 * x),
     ):
         equal(run(model, prompts, edits, [site])[site], expected, prompts)
-    units = run(model, prompts, [Scale(site, 2.0, units=[1]), Add(site, 1.0), Scale(site, 3.0, units=[1])], [site])[site]
+    units = run(model, prompts, [Scale(site, 2.0, units=[1]), Add(site, 1.0), Scale(site, 3.0, units=[1])], [site])[
+        site
+    ]
     expected = x + 1
     expected[..., 1] = 3 * (2 * x[..., 1] + 1)
     equal(units, expected, prompts)
@@ -332,7 +355,9 @@ def test_an_edit_never_writes_into_its_input(family):
     if "resid_mid" not in model.untouchable:
         up = run(model, corrupted, (), ["attn_out", "resid_pre"])
         down = run(model, corrupted, [Add(Site("resid_mid", 1), 5.0)], ["attn_out", "resid_pre"])
-        assert torch.equal(up["attn_out", 1], down["attn_out", 1]) and torch.equal(up["resid_pre", 1], down["resid_pre", 1])
+        assert torch.equal(up["attn_out", 1], down["attn_out", 1]) and torch.equal(
+            up["resid_pre", 1], down["resid_pre", 1]
+        )
     assert torch.equal(value, torch.ones_like(value))
     assert all(torch.equal(x.nan_to_num(), before[site].nan_to_num()) for site, x in source.activations.items())
     assert all(torch.equal(w, weights[name]) for name, w in model.network.named_parameters())
@@ -346,7 +371,10 @@ def test_rows_do_not_touch_each_other(family):
         found = run(model, corrupted, [Replace(Site(part, 1), source, rows=[1])]).logits
         for row, n in enumerate(corrupted.lengths.tolist()):
             difference = (found[row, :n] - plain[row, :n]).abs().max()
-            assert (difference > 1e-4) if row == 1 else difference < (1e-5 if family == "gemma2" else 1e-10), (part, row)
+            assert (difference > 1e-4) if row == 1 else difference < (1e-5 if family == "gemma2" else 1e-10), (
+                part,
+                row,
+            )
 
 
 def test_an_edit_changes_nothing_before_its_position():
@@ -358,7 +386,15 @@ def test_an_edit_changes_nothing_before_its_position():
 
 
 @pytest.mark.parametrize(
-    "site", [Site("embed"), Site("resid_mid", 1), Site("z", 1, 2), Site("head_result", 0, 1), Site("mlp_act", 2), Site("attn_scores", 1, 0)]
+    "site",
+    [
+        Site("embed"),
+        Site("resid_mid", 1),
+        Site("z", 1, 2),
+        Site("head_result", 0, 1),
+        Site("mlp_act", 2),
+        Site("attn_scores", 1, 0),
+    ],
 )
 def test_gradients_reach_an_added_value(site):
     """GPT-2, because every step of it keeps float64 (a Llama's norms go through float32)."""

@@ -55,8 +55,16 @@ def variants_of(model, part, source):
         noise = torch.randn(width, generator=torch.Generator().manual_seed(0)).to(model.dtype)
         basis = torch.linalg.qr(torch.randn(width, 2, generator=torch.Generator().manual_seed(1))).Q.to(model.dtype)
         own = first if part not in HEAD_PARTS else Site(part, 0, 1)
-        found.append([Add(own, noise, 0.7, positions=2), Scale(first, 2.0, positions=[1, 2]), Replace(last, source, positions=-1)])
-        found.append([Replace(Site("resid_pre", 2), source, positions=1), Ablate(first, positions=torch.tensor([[6], [1], [5]]))])
+        found.append(
+            [
+                Add(own, noise, 0.7, positions=2),
+                Scale(first, 2.0, positions=[1, 2]),
+                Replace(last, source, positions=-1),
+            ]
+        )
+        found.append(
+            [Replace(Site("resid_pre", 2), source, positions=1), Ablate(first, positions=torch.tensor([[6], [1], [5]]))]
+        )
         found.append([Swap(last, source, basis, positions=[1, -1]), Replace(last, source, positions=3, units=[0, 2])])
         found.append([Add(own, noise, positions=4), Knockout(1, keys=2, positions=-1)])
     return found
@@ -97,13 +105,17 @@ def test_every_part_and_every_saving_equal_the_naive_way(family):
         some = slice(None) if name == "all" else slice(number, None, 8 if savings.batch else 20)
         swept = sweep(model, corrupted, variants[some], metrics, exact=savings)
         for metric, x in swept.values.items():
-            torch.testing.assert_close(x, naive.values[metric][some], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                x, naive.values[metric][some], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+            )
     assert hooks_on(model.network) == 0
     for number in (0, len(variants) // 2, len(variants) - 1):  # and the naive way is `run`
         logits = run(model, corrupted, variants[number]).last_logits()
         expected = logits.gather(1, ANSWER[:, None])[:, 0] - logits.gather(1, WRONG[:, None])[:, 0]
         torch.testing.assert_close(naive.values["logit_difference"][number], expected, rtol=0, atol=atol)
-    assert (naive.values["logit_difference"] - naive.base["logit_difference"]).abs().amax(1).gt(1e-3).sum() > len(variants) / 2
+    assert (naive.values["logit_difference"] - naive.base["logit_difference"]).abs().amax(1).gt(1e-3).sum() > len(
+        variants
+    ) / 2
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral", "gpt_neox", "opt"])
@@ -116,10 +128,12 @@ def test_float32_models_agree_to_float32(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
-@pytest.mark.parametrize("where", ["embed", "z", "mlp_out", "resid_pre", "attn_pattern", "k", "head_result", "attn_out", "final_norm"])
+@pytest.mark.parametrize(
+    "where", ["embed", "z", "mlp_out", "resid_pre", "attn_pattern", "k", "head_result", "attn_out", "final_norm"]
+)
 def test_edits_of_the_base_run(family, where):
     """Noise in the base run; variants before, at and after it, which keep or restore it."""
-    model, (clean, corrupted), source = described(family), ragged(), captured(family)
+    model, (_clean, corrupted), source = described(family), ragged(), captured(family)
     site = Site(where, 1 if where in LAYER_PARTS else None)
     width = model.width_of(where)
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +144,12 @@ def test_edits_of_the_base_run(family, where):
         base = [Add(site, torch.randn(shape, generator=generator, dtype=torch.float64), positions=[1, 3])]
         base.append(Scale(Site("mlp_act" if model.d_mlp else "mlp_out", 2), 0.7, positions=3))
     held = run(model, corrupted, base, [site])
-    variants = [[], [Replace(site, held, positions=3)], [Replace(site, source, positions=3)], [Scale(site, 0.5, positions=[2, 3])]]
+    variants = [
+        [],
+        [Replace(site, held, positions=3)],
+        [Replace(site, source, positions=3)],
+        [Scale(site, 0.5, positions=[2, 3])],
+    ]
     for part in ("embed", "resid_pre", "z", "k", "attn_out", "mlp_act", "mlp_out", "resid_post", "final_norm"):
         for layer in (0, 1, 2) if part in LAYER_PARTS else (None,):
             for position in (0, 3, -1):
@@ -152,7 +171,7 @@ def test_edits_of_the_base_run(family, where):
 
 
 def test_every_metric_and_several_at_once():
-    model, (clean, corrupted) = described("llama"), ragged()
+    model, (_clean, corrupted) = described("llama"), ragged()
     variants = _all(model, "llama", torch.float64)[::4]
     reference = captured("llama").last_logits().log_softmax(-1)
     metrics = [
@@ -182,7 +201,8 @@ def test_metrics_that_read_several_positions(family):
             close(sweep(model, corrupted, variants, metrics, exact=savings), naive, atol)
         logits = run(model, corrupted, variants[0]).logits
         by_hand = sum(
-            logits[torch.arange(3), positions[:, i]].log_softmax(-1)[torch.arange(3), answer[:, i]] for i in range(len(reads[0]))
+            logits[torch.arange(3), positions[:, i]].log_softmax(-1)[torch.arange(3), answer[:, i]]
+            for i in range(len(reads[0]))
         )
         torch.testing.assert_close(naive.values["log_probability"][0], by_hand, rtol=0, atol=atol)
 
@@ -251,7 +271,14 @@ def test_rows_that_change_nothing_are_answered_by_the_base():
 
 def test_what_the_metric_cannot_see_is_not_run():
     model, prompts = described("llama"), ragged()[0]
-    for site in (Site("resid_post", 2), Site("mlp_out", 2), Site("z", 2), Site("q", 2), Site("final_norm"), Site("logits")):
+    for site in (
+        Site("resid_post", 2),
+        Site("mlp_out", 2),
+        Site("z", 2),
+        Site("q", 2),
+        Site("final_norm"),
+        Site("logits"),
+    ):
         swept = sweep(model, prompts, [[Scale(site, 2.0, positions=3)], [Scale(site, 2.0, positions=-1)]], LINEAR)
         assert (swept.cost.rows, swept.cost.skipped) == (3, 3), site
     seen = sweep(model, prompts, [[Scale(Site(part, 2), 2.0, positions=3)] for part in ("k", "v", "resid_pre")], LINEAR)
@@ -300,7 +327,13 @@ def test_a_small_budget_means_more_chunks_and_the_same_values():
     close(found, whole.run(), 1e-10)
     assert seen == [(len(small.parts), f"{len(variants)} variants × 3 prompts")]
     with pytest.raises(InterpError, match="does not fit into the memory budget.*larger budget"):
-        sweep(model, corrupted, [[Scale(Site("resid_pre", 0), 2.0, positions=0)]], LINEAR, budget=budget - 25 * bytes_per_token(model, 7))
+        sweep(
+            model,
+            corrupted,
+            [[Scale(Site("resid_pre", 0), 2.0, positions=0)]],
+            LINEAR,
+            budget=budget - 25 * bytes_per_token(model, 7),
+        )
 
 
 def test_the_plan_says_what_it_costs():
@@ -312,9 +345,11 @@ def test_the_plan_says_what_it_costs():
     assert "savings: enter_late, skip_prefix, skip_noops, read_late, batch" in text
     naive = plan_sweep(model, corrupted, [[]], LINEAR, exact="naive")
     assert "One plain forward pass per variant" in naive.explain()
-    assert plan.cost.operations < plan.cost.naive_operations == plan_sweep(
-        model, corrupted, [[]] * 5, LINEAR, exact="naive"
-    ).cost.operations
+    assert (
+        plan.cost.operations
+        < plan.cost.naive_operations
+        == plan_sweep(model, corrupted, [[]] * 5, LINEAR, exact="naive").cost.operations
+    )
     nothing = plan_sweep(model, corrupted, [[]], LINEAR)
     assert "0 rows to run, 3 answered" in nothing.explain()
 

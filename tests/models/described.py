@@ -27,7 +27,9 @@ def ragged(lengths=(7, 5, 6), seed=1):
     """(clean, corrupted): prompts of these lengths, which differ in token 2 of the even rows, 1 of the odd."""
     generator = torch.Generator().manual_seed(seed)
     clean = [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
-    corrupted = [[(t + 7) % VOCABULARY if p == 2 - row % 2 else t for p, t in enumerate(c)] for row, c in enumerate(clean)]
+    corrupted = [
+        [(t + 7) % VOCABULARY if p == 2 - row % 2 else t for p, t in enumerate(c)] for row, c in enumerate(clean)
+    ]
     return from_token_lists(None, clean), from_token_lists(None, corrupted)
 
 

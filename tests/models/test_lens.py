@@ -41,9 +41,7 @@ def _network(name: str):
 def _bridge(network, tokenizer=None):
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    return build_bridge_from_module(
-        network, type(network).__name__, hf_config=network.config, tokenizer=tokenizer
-    )
+    return build_bridge_from_module(network, type(network).__name__, hf_config=network.config, tokenizer=tokenizer)
 
 
 def _logits(network) -> torch.Tensor:

@@ -88,7 +88,9 @@ def test_every_part_is_captured_with_its_documented_shape(family):
     }  # fmt: skip
     served = set()
     for site, x in whole.activations.items():
-        expected = (batch, heads, pos, pos) if site.part in ATTENTION_PARTS else (batch, pos, *shapes.get(site.part, (d,)))
+        expected = (
+            (batch, heads, pos, pos) if site.part in ATTENTION_PARTS else (batch, pos, *shapes.get(site.part, (d,)))
+        )
         assert x.shape == expected, site
         served.add(site.part)
         if site.part in HEAD_PARTS:
@@ -125,7 +127,9 @@ def test_the_stream_is_the_networks_hidden_states(family):
     columns = torch.tensor([[3, 60]]).expand(len(whole.prompts), whole.prompts.ids.shape[1], 2)
     some = model.unembed_columns(whole["final_norm"], columns)
     torch.testing.assert_close(some[mask], whole["logits"][..., [3, 60]][mask], rtol=0, atol=1e-10)
-    torch.testing.assert_close(model.unembed_columns(whole["final_norm"])[mask], whole["logits"][mask], rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        model.unembed_columns(whole["final_norm"])[mask], whole["logits"][mask], rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,7 +140,10 @@ def test_patterns_are_the_attentions_of_the_explicit_network(family):
     network.set_attn_implementation("eager")
     with torch.no_grad():
         theirs = network(
-            input_ids=whole.prompts.ids, attention_mask=whole.prompts.mask.long(), use_cache=False, output_attentions=True
+            input_ids=whole.prompts.ids,
+            attention_mask=whole.prompts.mask.long(),
+            use_cache=False,
+            output_attentions=True,
         ).attentions
     own = run(describe(network, None, family), whole.prompts, (), ["attn_pattern", "attn_scores"])
     kept = whole.prompts.mask[:, None, :, None]
@@ -144,7 +151,9 @@ def test_patterns_are_the_attentions_of_the_explicit_network(family):
         for found, tolerance in ((whole["attn_pattern", layer], 1e-6), (own["attn_pattern", layer], 1e-6)):
             torch.testing.assert_close((found * kept), theirs[layer] * kept, rtol=0, atol=tolerance)
         scores = whole["attn_scores", layer]
-        torch.testing.assert_close(scores.softmax(-1), whole["attn_pattern", layer], rtol=0, atol=1e-12 if exact else 1e-6)
+        torch.testing.assert_close(
+            scores.softmax(-1), whole["attn_pattern", layer], rtol=0, atol=1e-12 if exact else 1e-6
+        )
         assert scores.isneginf().any()
         assert not scores.isnan().any()
 
@@ -383,10 +392,18 @@ def test_the_weights_hash_tells_weights_apart():
 
 # --- families that TransformerLens's adapters name ---------------------------------------------------------------
 
-_SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+_SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+}
 ADAPTED = {
     "gptj": lambda: tf.GPTJConfig(vocab_size=61, n_embd=24, n_layer=3, n_head=4, n_positions=64, rotary_dim=4),
-    "cohere": lambda: tf.CohereConfig(**_SIZES, num_key_value_heads=2, pad_token_id=None, bos_token_id=None, eos_token_id=None),
+    "cohere": lambda: tf.CohereConfig(
+        **_SIZES, num_key_value_heads=2, pad_token_id=None, bos_token_id=None, eos_token_id=None
+    ),
     "stablelm": lambda: tf.StableLmConfig(**_SIZES, num_key_value_heads=2, partial_rotary_factor=0.5),
     "bloom": lambda: tf.BloomConfig(vocab_size=61, hidden_size=24, n_layer=3, n_head=4),
 }

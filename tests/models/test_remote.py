@@ -46,7 +46,7 @@ def test_captures_and_edits_agree(both) -> None:
 
 
 def test_a_sweep_through_nnsight(both) -> None:
-    ours, theirs = both
+    ours, _theirs = both
     source = run(ours, SOURCE, (), ["resid_pre"])
     variants = [[Replace(Site("resid_pre", layer), source, positions=p)] for layer in range(3) for p in (0, 1, 2)]
     metric = LogitDifference(torch.tensor([1, 2]), torch.tensor([3, 4]))

@@ -23,9 +23,7 @@ def lines(figure):
 
 
 def test_values_names_and_bands(effect: xarray.DataArray) -> None:
-    figure = curves(
-        effect, x="layer", line="role", title="T", unit="logits", low=effect - 0.1, high=effect + 0.2
-    )
+    figure = curves(effect, x="layer", line="role", title="T", unit="logits", low=effect - 0.1, high=effect + 0.2)
     first, last = lines(figure)
     numpy.testing.assert_array_equal(first.y, effect.values[0])
     assert list(last.x) == [0, 4, 8, 12, 20]

@@ -65,10 +65,7 @@ def test_colours(effect: xarray.DataArray) -> None:
 def test_hover_tells_interval_and_p(effect: xarray.DataArray) -> None:
     figure = draw(effect, low=effect - 1, high=effect + 1, p=cells(numpy.full((3, 4), 0.02)))
     text = figure.data[0].hovertext
-    assert (
-        text[0][3]
-        == "layer 0, position 3: &lt;script&gt;<br><b>2</b> logits<br>interval 1 to 3<br>adjusted p 0.02"
-    )
+    assert text[0][3] == "layer 0, position 3: &lt;script&gt;<br><b>2</b> logits<br>interval 1 to 3<br>adjusted p 0.02"
     assert "not measured" in text[1][3] and "no interval" in text[1][3]
 
 

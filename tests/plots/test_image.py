@@ -19,9 +19,7 @@ def test_png_has_the_wanted_size(tmp_path: Path) -> None:
     assert [int.from_bytes(content[start : start + 4], "big") for start in (16, 20)] == [600, 300]
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("kaleido is not installed"), ImportError("no"), RuntimeError("Chrome")]
-)
+@pytest.mark.parametrize("error", [ValueError("kaleido is not installed"), ImportError("no"), RuntimeError("Chrome")])
 def test_without_kaleido(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> bytes:
         raise error

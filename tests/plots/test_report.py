@@ -53,9 +53,7 @@ def test_everything_is_escaped() -> None:
     assert [tag for tag, _ in read.tags if tag not in ("meta", "p")] == [
         tag for tag, _ in Page(harmless).tags if tag not in ("meta", "p")
     ]
-    assert (
-        "".join(read.text).count(EVIL) == 9
-    )  # two titles, two headings, two paragraphs, table head and cell, caption
+    assert "".join(read.text).count(EVIL) == 9  # two titles, two headings, two paragraphs, table head and cell, caption
 
 
 def test_plotly_is_inlined_once_and_nothing_is_fetched() -> None:

@@ -12,12 +12,14 @@ from interp.tracing import causal
 from interp.tracing.causal import ROLES, TraceResult, trace
 from interp.tracing.fact import Fact
 
-PROMPT, SUBJECT, ANSWER = "The Space Needle is in downtown", "Space Needle", " Seattle"
+PROMPT, SUBJECT, ANSWER = "The Golden Gate is in downtown", "Golden Gate", " Seattle"
 NOISES, SIGMA, SEED = 3, 2.0, 4
 
 
 def close(found, expected, atol=1e-9):
-    np.testing.assert_allclose(np.asarray(found, dtype=float), np.asarray(expected, dtype=float), rtol=0, atol=atol, equal_nan=True)
+    np.testing.assert_allclose(
+        np.asarray(found, dtype=float), np.asarray(expected, dtype=float), rtol=0, atol=atol, equal_nan=True
+    )
 
 
 PATHS = {
@@ -43,8 +45,9 @@ class Rome:
 
         def hook(path, function):
             def after(_module, _args, output):
-                new = function(output if isinstance(output, torch.Tensor) else output[0])
-                return new if isinstance(output, torch.Tensor) else (new, *output[1:])
+                if isinstance(output, torch.Tensor):
+                    return function(output)
+                return (function(output[0]), *output[1:])
 
             handles.append(self.network.get_submodule(path).register_forward_hook(after))
 
@@ -88,7 +91,9 @@ class Rome:
         if severed:
             held = self.held.setdefault(draw, self.states(self.base_ids, noise))
             after = layer + (part == "resid_post")
-            changes += [(PATHS[severed].format(n), position, held[PATHS[severed].format(n)][position]) for n in range(after, 3)]
+            changes += [
+                (PATHS[severed].format(n), position, held[PATHS[severed].format(n)][position]) for n in range(after, 3)
+            ]
         return self.forward(self.base_ids, noise, changes)
 
 
@@ -106,10 +111,18 @@ def token(model, text):
 
 @pytest.mark.parametrize(
     ("part", "window", "severed"),
-    [("resid_post", 1, None), ("mlp_out", 2, None), ("attn_out", 3, None), ("resid_post", 1, "mlp_out"), ("resid_post", 1, "attn_out")],
+    [
+        ("resid_post", 1, None),
+        ("mlp_out", 2, None),
+        ("attn_out", 3, None),
+        ("resid_post", 1, "mlp_out"),
+        ("resid_post", 1, "attn_out"),
+    ],
 )
 def test_a_trace_is_the_hand_written_loop(speaking, part, window, severed):
-    arguments = dict(subject=SUBJECT, answer=ANSWER, part=part, window=window, severed=severed, noise=SIGMA, noises=NOISES, seed=SEED)
+    arguments = dict(
+        subject=SUBJECT, answer=ANSWER, part=part, window=window, severed=severed, noise=SIGMA, noises=NOISES, seed=SEED
+    )
     result = trace(speaking, PROMPT, **arguments)
     loop, answer = rome(speaking), token(speaking, ANSWER)
     x = result.data["probability"]
@@ -124,7 +137,7 @@ def test_a_trace_is_the_hand_written_loop(speaking, part, window, severed):
     corrupted = [loop.forward(loop.ids, loop.draws[d])[-1].softmax(-1)[answer] for d in range(NOISES)]
     close(result.data["probability_corrupted"], corrupted)
     assert [bool(b) for b in result.data["in_subject"]] == [False, True, True, False, False, False]
-    assert list(result.data["token"].values) == ["The", " Space", " Needle", " is", " in", " downtown"]
+    assert list(result.data["token"].values) == ["The", " Golden", " Gate", " is", " in", " downtown"]
     naive = trace(speaking, PROMPT, exact="naive", **arguments)
     close(x.values, naive.data["probability"].values)
     assert result.provenance["rows_run"] <= naive.provenance["rows_run"]
@@ -168,7 +181,9 @@ def test_alternative_answers_add_up(speaking):
     texts = [" Seattle", " Paris", " Rome"]
     ids = [token(speaking, text) for text in texts]
     for metric, function in (("probability", lambda p: p), ("log_probability", torch.log)):
-        result = trace(speaking, PROMPT, subject=SUBJECT, answer=texts, noise=SIGMA, noises=NOISES, seed=SEED, metric=metric)
+        result = trace(
+            speaking, PROMPT, subject=SUBJECT, answer=texts, noise=SIGMA, noises=NOISES, seed=SEED, metric=metric
+        )
         loop = rome(speaking)
         for layer, position, draw in ((0, 2, 0), (2, 5, 1), (1, 0, 2)):
             expected = function(loop.cell(draw, "resid_post", layer, position)[-1].softmax(-1)[ids].sum())
@@ -185,12 +200,8 @@ def test_the_models_own_answer(speaking):
 
 
 def test_replacement_by_a_pairs_corrupted_prompt(speaking):
-    pair = PromptPair(PROMPT, "The Eiffel Tower is in downtown", " Seattle", " Paris", subject=SUBJECT)
-    corrupted = speaking.prompts(pair.corrupted).ids[0].tolist()
-    clean = speaking.prompts(pair.clean).ids[0].tolist()
-    if len(corrupted) != len(clean):
-        pair = PromptPair(PROMPT, "The Ocean River is in downtown", " Seattle", " Paris", subject=SUBJECT)
-        corrupted = speaking.prompts(pair.corrupted).ids[0].tolist()
+    pair = PromptPair(PROMPT, "The Ocean River is in downtown", " Seattle", " Paris", subject=SUBJECT)
+    clean, corrupted = (speaking.prompts(text).ids[0].tolist() for text in (pair.clean, pair.corrupted))
     for severed in (None, "mlp_out"):
         result = trace(speaking, pair, corruption="replacement", severed=severed)
         loop = Rome(speaking, clean, 1, 2, corrupted=corrupted)
@@ -214,7 +225,7 @@ FACTS = Task(
 )  # fmt: skip
 
 
-def test_an_average_over_facts(speaking, monkeypatch, tmp_path):
+def test_an_average_over_facts(speaking):
     result = trace(speaking, FACTS, noise=SIGMA, noises=NOISES, seed=SEED)
     x = result.data["probability"]
     assert x.dims == ("layer", "role", "example") and x.shape == (3, len(ROLES), 3)
@@ -225,7 +236,10 @@ def test_an_average_over_facts(speaking, monkeypatch, tmp_path):
         grid = np.empty((3, n))
         for layer, position in np.ndindex(3, n):
             grid[layer, position] = np.mean(
-                [loop.cell(d, "resid_post", layer, position)[-1].softmax(-1)[fact.answers[0][0]].item() for d in range(NOISES)]
+                [
+                    loop.cell(d, "resid_post", layer, position)[-1].softmax(-1)[fact.answers[0][0]].item()
+                    for d in range(NOISES)
+                ]
             )
         groups = {"last token": [n - 1]}
         groups["last subject"] = [last] if last < n - 1 else []
@@ -238,7 +252,6 @@ def test_an_average_over_facts(speaking, monkeypatch, tmp_path):
             close(x.sel(role=role, example=number).values, expected)
     close(result.data["probability_mean"].sel(role="last token"), x.sel(role="last token").mean("example"))
     assert int(result.data["scored"].sel(role="last token", layer=0)) == 3
-    monkeypatch.setattr(causal, "_groups", lambda *_: [range(0, 1), range(1, 3)])
     naive = trace(speaking, FACTS[:1], noise=SIGMA, noises=NOISES, seed=SEED, exact="naive")
     close(naive.data["probability"].values[..., 0], x.values[..., 0])
 
@@ -246,7 +259,7 @@ def test_an_average_over_facts(speaking, monkeypatch, tmp_path):
 def test_groups_of_facts_change_no_value(speaking, monkeypatch):
     """However the facts are grouped by memory, each keeps its own noise."""
     expected = trace(speaking, FACTS, noise=SIGMA, noises=NOISES, seed=SEED)
-    monkeypatch.setattr(causal, "_groups", lambda *_: [range(0, 1), range(1, 3)])
+    monkeypatch.setattr(causal, "_groups", lambda *_: [range(1), range(1, 3)])
     split = trace(speaking, FACTS, noise=SIGMA, noises=NOISES, seed=SEED)
     close(split.data["probability"].values, expected.data["probability"].values)
 
@@ -264,11 +277,10 @@ def test_save_and_load(speaking, tmp_path):
     ("arguments", "error", "message"),
     [
         (dict(subject="Eiffel"), PairError, "does not occur in .* exactly once"),
-        (dict(subject="space needle"), PairError, "does not occur"),
+        (dict(subject="golden gate"), PairError, "does not occur"),
         (dict(subject="n"), PairError, r"occurs \d times"),
         (dict(subject=""), PairError, "does not occur"),
         (dict(subject=None), PairError, "Give `subject`"),
-        (dict(answer="Seattle"), PairError, "does not continue the prompt's tokens.*Did you mean ' Seattle'"),
         (dict(answer=""), PairError, "does not continue"),
         (dict(answer=[" Seattle", " San Francisco"]), PairError, "must be one token each"),
         (dict(answer=[]), PairError, "must be one token each"),
@@ -284,6 +296,11 @@ def test_save_and_load(speaking, tmp_path):
 def test_refusals(speaking, arguments, error, message):
     with pytest.raises(error, match=message):
         trace(speaking, PROMPT, **dict(subject=SUBJECT, answer=ANSWER, noises=2) | arguments)
+
+
+def test_an_answer_that_merges_with_the_prompt_is_refused_with_a_hint(speaking):
+    with pytest.raises(PairError, match="'n' does not continue the prompt's tokens.*' then'.*Did you mean ' n'"):
+        trace(speaking, "The Golden Gate is in the", subject=SUBJECT, answer="n")
 
 
 def test_more_refusals(speaking):

@@ -10,7 +10,7 @@ from interp.interventions.edits import Knockout
 from interp.interventions.run import run
 from interp.tracing.knockout import GROUPS, KnockoutResult, knockout
 
-PROMPT, SUBJECT, ANSWER = "The Space Needle is in downtown", "Space Needle", " Seattle"
+PROMPT, SUBJECT, ANSWER = "The Golden Gate is in downtown", "Golden Gate", " Seattle"
 
 
 def close(found, expected):
@@ -71,7 +71,7 @@ def test_save_and_load(speaking, tmp_path):
     ("arguments", "error", "message"),
     [
         (dict(subject="Eiffel"), PairError, "does not occur"),
-        (dict(answer="Seattle"), PairError, "Did you mean ' Seattle'"),
+        (dict(prompt="The Golden Gate is in the", answer="n"), PairError, "Did you mean ' n'"),
         (dict(layers=[5]), SiteError, "the nearest is 2"),
         (dict(window=0), InterpError, "window"),
     ],
@@ -79,7 +79,7 @@ def test_save_and_load(speaking, tmp_path):
 )  # fmt: skip
 def test_refusals(speaking, arguments, error, message):
     with pytest.raises(error, match=message):
-        knockout(speaking, PROMPT, **dict(subject=SUBJECT, answer=ANSWER) | arguments)
+        knockout(speaking, **dict(prompt=PROMPT, subject=SUBJECT, answer=ANSWER) | arguments)
 
 
 def test_one_token_has_nothing_to_cut(speaking):
@@ -87,7 +87,7 @@ def test_one_token_has_nothing_to_cut(speaking):
         knockout(speaking, "The", subject="The", answer=" Space")
 
 
-def test_an_answer_of_several_tokens_is_refused_or_cut_at_the_prompts_end(speaking):
+def test_an_answer_of_several_tokens_is_read_behind_the_cut_query(speaking):
     """The edges are those of the prompt's last token; the answer is teacher-forced behind it."""
     answer = " San Francisco"
     ids = speaking.tokenizer(answer).input_ids
