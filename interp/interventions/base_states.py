@@ -48,6 +48,13 @@ class BaseStates:
             return self.resid[(site.layer or 0) + 1]
         return self.sites[site]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that these states keep alive, those of rows that they share storage with included."""
+        states = [*self.resid, *self.keys, *self.values, *self.sites.values()]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in states}
+        return sum(storages.values())
+
     def rows(self, rows: slice, prompts: Prompts) -> BaseStates:
         """The states of some rows, which are these prompts."""
         width = prompts.ids.shape[1]

@@ -211,7 +211,7 @@ class PackedSweep(SweepPlan):
         base = base or base_states(model, shared, needed_sites(plan.sites, model.n_layers))
         rows = schedule(model, plan, base, readout.positions.cpu().numpy(), savings)
         width = prompts.ids.shape[1]
-        kept = base_bytes(model, width) * len(prompts)
+        kept = base.nbytes
         per_token = bytes_per_token(model, width)
         max_tokens = min(MAX_TOKENS, max(0, budget - kept) // per_token)
         longest = int(rows.live.max()) if len(rows) else 0
@@ -398,6 +398,25 @@ class ForwardSweep(SweepPlan):
 def forward_bytes(model: LanguageModel, width: int) -> int:
     """Memory of one prompt of this many tokens in a plain forward pass, logits included."""
     return width * (bytes_per_token(model, width) + 2 * model.d_vocab * torch.finfo(model.dtype).bits // 8)
+
+
+def groups(model: LanguageModel, width: int, n: int, copies: int, budget: int) -> list[range]:
+    """Ranges of examples whose base and source runs take at most half of a budget.
+
+    Args:
+        width: tokens of the longest; n: number of examples; copies: runs that each example needs.
+
+    Raises:
+        InterpError: not even one example fits.
+    """
+    one = copies * (2 * base_bytes(model, width) + width * bytes_per_token(model, width))
+    if one > budget // 2:
+        raise InterpError(
+            f"A budget of {budget / 2**20:.0f} MiB does not hold the runs of one prompt of {width} tokens; it takes "
+            f"{2 * one / 2**20:.0f} MiB."
+        )
+    size = max(1, min(n, budget // 2 // one))
+    return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -32,8 +32,8 @@ from interp.interventions.captured import Run
 from interp.interventions.edits import Edit, Replace
 from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
-from interp.interventions.schedule import Cost, Savings, base_bytes
-from interp.interventions.sweep import free_bytes, plan_sweep
+from interp.interventions.schedule import Cost, Savings
+from interp.interventions.sweep import free_bytes, groups, plan_sweep
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import HEAD_PARTS, LAYER_PARTS, PARTS, Site
@@ -209,7 +209,7 @@ def patch(
     encoded = task.encode(model)
     budget = free_bytes(model.device) // 2 if budget is None else budget
     edited, clean, corrupted, costs = [], [], [], []
-    for number, rows in enumerate(_groups(model, encoded, budget)):
+    for number, rows in enumerate(groups(model, encoded.clean.ids.shape[1], len(encoded.clean), 2, budget)):
         folder = None if checkpoint is None else Path(checkpoint) / f"pairs_{number:04d}"
         group = _PatchGroup(model, grid, encoded, rows, direction, metrics)
         found, ends, cost = group.run(exact, budget, progress, folder)
@@ -381,14 +381,6 @@ class _PatchGroup:
         shape = [1] * values.ndim
         shape[axis], shape[-1] = beyond.shape
         return values.masked_fill(beyond.view(shape), torch.nan)
-
-
-def _groups(model: LanguageModel, task: EncodedTask, budget: int) -> list[range]:
-    """Ranges of pairs whose base and source states take at most a third of the budget."""
-    n = len(task.clean)
-    per_pair = 3 * base_bytes(model, task.clean.ids.shape[1])
-    size = max(1, min(n, budget // 3 // per_pair))
-    return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def _result(

@@ -36,8 +36,8 @@ from interp.interventions.captured import Run
 from interp.interventions.edits import Add, Edit, Replace
 from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
-from interp.interventions.schedule import Savings, base_bytes
-from interp.interventions.sweep import free_bytes, plan_sweep
+from interp.interventions.schedule import Savings
+from interp.interventions.sweep import free_bytes, groups, plan_sweep
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import Site
@@ -182,8 +182,9 @@ def trace(
     sigma = 0.0 if corrupted else _sigma(model) if noise is None else float(noise)
     setting = _Setting(model, part, wanted_layers, window, severed, metric, sigma, 1 if corrupted else noises, seed)
     budget = free_bytes(model.device) // 2 if budget is None else budget
+    width = max(len(fact.ids) for fact in facts)
     outcomes = []
-    for number, rows in enumerate(_groups(model, facts, setting.noises, budget)):
+    for number, rows in enumerate(groups(model, width, len(facts), 2 * setting.noises, budget)):
         folder = None if checkpoint is None else Path(checkpoint) / f"facts_{number:04d}"
         chosen = [facts[i] for i in rows]
         outcomes.append(
@@ -283,13 +284,6 @@ class _Outcome:
     rows_skipped: int
 
 
-def _groups(model: LanguageModel, facts: list[Fact], noises: int, budget: int) -> list[range]:
-    """Ranges of facts whose states take at most a third of the budget."""
-    per_fact = (noises + 1) * 2 * base_bytes(model, max(len(fact.ids) for fact in facts))
-    size = max(1, min(len(facts), budget // 3 // per_fact))
-    return [range(i, min(i + size, len(facts))) for i in range(0, len(facts), size)]
-
-
 def _group(
     setting: _Setting,
     facts: list[Fact],
@@ -322,9 +316,7 @@ def _group(
         progress=progress, checkpoint=checkpoint
     )
     firsts = as_prompts(model, facts)
-    clean_values = plan_sweep(
-        model, firsts, [], answer_metric(facts, setting.metric, model.device), exact="naive"
-    ).run()
+    clean_values = plan_sweep(model, firsts, [], answer_metric(facts, setting.metric, model.device), exact=exact).run()
     name = setting.metric
     values = swept.values[name].view(len(setting.layers), -1, len(facts), noises)
     return _Outcome(
