@@ -34,7 +34,7 @@ def speaking(tokenizer):
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.ndim > 1:
-                weight.normal_(0, 1.0 if "embed" in name else 0.25)
+                weight.normal_(0, 0.5 if "embed" in name else 0.25)
             else:
                 weight.add_(torch.randn_like(weight) * 0.1)
     return load(network, tokenizer, name="tiny-smol")

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,11 @@ def _feed(digest: Any, x: object) -> None:
         for item in dataclasses.fields(x):
             digest.update(item.name.encode())
             _feed(digest, getattr(x, item.name))
-    elif callable(x):
-        digest.update(getattr(x, "__qualname__", "").encode())
-        code = getattr(x, "__code__", None)
-        digest.update(code.co_code if code else b"")
+    elif isinstance(x, CodeType):
+        _feed(digest, [x.co_code, x.co_consts, x.co_names])
+    elif isinstance(x, FunctionType):
+        # Its code, and the values that it closes over; what it reads from its module is not seen.
+        _feed(digest, [x.__code__, x.__defaults__, [cell.cell_contents for cell in x.__closure__ or ()]])
     else:
         digest.update(repr(x).encode())
 

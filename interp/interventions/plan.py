@@ -185,11 +185,11 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
             keep = 0.0
         case Add(value=value):
             keep = 1.0
-            value = _scaled(value, edit.scale, site)
+            value = _scaled(value, _finite(edit.scale, site), site)
         case Scale(factor=factor):
-            value, keep = 0.0, float(factor)
+            value, keep = 0.0, _finite(factor, site)
         case Ablate():
-            value, keep = _ablation(edit, site), 0.0
+            value, keep = _ablation(prompts, edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
     table, row_stride, slot_stride, head_stride, by_place = _table(model, prompts, site, value, edit, n_slots, checks)
@@ -310,9 +310,15 @@ def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
         row = int((theirs.expand(len(prompts)) != prompts.lengths).nonzero()[0])
         raise ShapeError(
             f"The source run at {site} and the base differ in length at prompt {row}: "
-            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions do not "
+            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions would not "
             "correspond: give prompts of equal token length, or a tensor of values."
         )
+
+
+def _finite(number: float, site: Site) -> float:
+    if not np.isfinite(number):
+        raise ShapeError(f"The edit at {site} scales by {number}; the factor must be finite, not NaN or infinite.")
+    return float(number)
 
 
 def _scaled(value: Value, scale: float, site: Site) -> Value:
@@ -323,7 +329,7 @@ def _scaled(value: Value, scale: float, site: Site) -> Value:
     return scale * value
 
 
-def _ablation(edit: Ablate, site: Site) -> Value:
+def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
     if edit.kind == "zero":
         return 0.0
     if edit.kind not in ("mean", "resample"):
@@ -346,8 +352,12 @@ def _ablation(edit: Ablate, site: Site) -> Value:
     mask = prompts.mask.view(*prompts.mask.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
     if edit.per_position:
         mean = (x * mask).sum(0, keepdim=True) / mask.sum(0, keepdim=True).clamp(min=1)
-        one = prompts.select([int(prompts.lengths.argmax())])
-        return Run(one, None, {site.all_heads: mean})
+        if base.ids.shape[1] > x.shape[1]:
+            raise ShapeError(
+                f"Ablate({site}, 'mean', per_position=True): the base has {base.ids.shape[1]} positions, `over` only "
+                f"{x.shape[1]}; give longer prompts, or the mean over all positions."
+            )
+        return Run(base, None, {site.all_heads: mean})  # one row, which serves every prompt of the base
     mean = (x * mask).sum((0, 1)) / mask.sum()
     return mean if site.head is None else mean[site.head]
 
@@ -359,7 +369,8 @@ def _basis(model: LanguageModel, site: Site, basis: Tensor) -> Tensor:
             f"Swap at {site}: the basis has shape {list(basis.shape)}; it must be [{width}, rank ≤ {width}]."
         )
     gram = basis.detach().T @ basis.detach()
-    if (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max() > 1e-3:
+    off = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max()
+    if not off <= 1e-3:  # a NaN is not, either
         raise ShapeError(f"Swap at {site}: the columns of the basis are not orthonormal (take torch.linalg.qr of it).")
     return basis
 

@@ -15,7 +15,7 @@ from interp.interventions import packed
 from interp.interventions.edits import Ablate, Add, Knockout, Replace, Scale, Swap, When
 from interp.interventions.run import run
 from interp.interventions.schedule import Savings, base_bytes, bytes_per_token
-from interp.interventions.sweep import PackedSweep, plan_sweep, sweep
+from interp.interventions.sweep import PackedSweep, forward_bytes, plan_sweep, sweep
 from interp.models.site import ATTENTION_PARTS, HEAD_PARTS, LAYER_PARTS, Site
 from interp.tasks.metrics import (
     Accuracy,
@@ -97,12 +97,12 @@ def test_every_part_and_every_saving_equal_the_naive_way(family):
     metrics = [LINEAR, LogProbability(ANSWER)]
     naive = whole_passes(model, corrupted, variants, metrics)
     atol = 1e-5 if family == "gemma2" else 1e-9  # explicit attention takes its softmax in float32
-    some = slice(3, None, 11)  # one forward pass per variant
+    some = slice(3, None, 19)  # one forward pass per variant
     plain = sweep(model, corrupted, variants[some], metrics, exact="naive")
     for metric, x in plain.values.items():
         torch.testing.assert_close(x, naive.values[metric][some], rtol=0, atol=atol)
     for number, (name, savings) in enumerate({"all": Savings(), **SAVINGS}.items()):
-        some = slice(None) if name == "all" else slice(number, None, 8 if savings.batch else 20)
+        some = slice(None) if name == "all" else slice(number, None, 16 if savings.batch else 40)
         swept = sweep(model, corrupted, variants[some], metrics, exact=savings)
         for metric, x in swept.values.items():
             torch.testing.assert_close(
@@ -123,7 +123,8 @@ def test_float32_models_agree_to_float32(family):
     model, (_, corrupted) = described(family, torch.float32), ragged()
     variants = _all(model, family, torch.float32)[::3]
     swept = sweep(model, corrupted, variants, LINEAR)
-    close(swept, whole_passes(model, corrupted, variants, LINEAR), 1e-4)
+    # Gemma 2 multiplies its embeddings and caps its logits at 30: a larger range.
+    close(swept, whole_passes(model, corrupted, variants, LINEAR), 5e-4 if family == "gemma2" else 1e-4)
     assert swept.values["logit_difference"].dtype == torch.float32
 
 
@@ -159,7 +160,7 @@ def test_edits_of_the_base_run(family, where):
     naive = whole_passes(model, corrupted, variants, LINEAR, edits=base)
     atol = 1e-5 if family == "gemma2" else 1e-9
     close(sweep(model, corrupted, variants, LINEAR, edits=base), naive, atol)
-    few = variants[1::7]
+    few = variants[1::16]
     naive_few = sweep(model, corrupted, few, LINEAR, edits=base, exact="naive")
     close(sweep(model, corrupted, few, LINEAR, edits=base, exact=NONE), naive_few, atol)
     expected = run(model, corrupted, base).last_logits()
@@ -172,7 +173,7 @@ def test_edits_of_the_base_run(family, where):
 
 def test_every_metric_and_several_at_once():
     model, (_clean, corrupted) = described("llama"), ragged()
-    variants = _all(model, "llama", torch.float64)[::4]
+    variants = _all(model, "llama", torch.float64)[::9]
     reference = captured("llama").last_logits().log_softmax(-1)
     metrics = [
         LINEAR, LogProbability(ANSWER), Probability(ANSWER), NegativeKL(reference), NegativeRank(ANSWER), Accuracy(ANSWER),
@@ -180,7 +181,7 @@ def test_every_metric_and_several_at_once():
         LogitDifference(WRONG, ANSWER, name="turned"),
     ]  # fmt: skip
     together = sweep(model, corrupted, variants, metrics)
-    close(together, sweep(model, corrupted, variants, metrics, exact="naive"), 1e-9)
+    close(together, whole_passes(model, corrupted, variants, metrics), 1e-9)
     for metric in metrics:
         alone = sweep(model, corrupted, variants, metric)
         torch.testing.assert_close(alone.values[metric.name], together.values[metric.name], rtol=0, atol=1e-10)
@@ -190,14 +191,15 @@ def test_every_metric_and_several_at_once():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_metrics_that_read_several_positions(family):
     model, (_, corrupted) = described(family), ragged()
-    variants = _all(model, family, torch.float64)[::7]
+    variants = _all(model, family, torch.float64)[::16]
     atol = 1e-5 if family == "gemma2" else 1e-9
     for reads in ([[3, 4], [1, 2], [0, 5]], [[6, 2], [4, 4], [1, 3]], [[2], [0], [3]]):
         positions = torch.tensor(reads)
         answer = torch.arange(3 * len(reads[0])).view(3, -1)
         metrics = [LogProbability(answer, positions=positions), LogitDifference(ANSWER, WRONG, positions=positions)]
         naive = whole_passes(model, corrupted, variants, metrics)
-        for savings in (Savings(), NONE, dataclasses.replace(Savings(), read_late=False)):
+        other = NONE if len(reads[0]) == 1 else dataclasses.replace(Savings(), read_late=False)
+        for savings in (Savings(), other):
             close(sweep(model, corrupted, variants, metrics, exact=savings), naive, atol)
         logits = run(model, corrupted, variants[0]).logits
         by_hand = sum(
@@ -357,13 +359,13 @@ def test_the_plan_says_what_it_costs():
 def test_models_that_cannot_be_replayed_are_swept_in_whole_passes():
     model, (_, corrupted) = described("llama"), ragged()
     whole = dataclasses.replace(model, not_replayable="this test says so")
-    variants = _all(model, "llama", torch.float64)[::3]
+    variants = _all(model, "llama", torch.float64)[::6]
     plan = plan_sweep(whole, corrupted, variants, LINEAR)
     assert "rows of one plain forward pass: this test says so" in plan.explain()
     assert len(plan.parts) == 1
     expected = sweep(model, corrupted, variants, LINEAR)
     close(plan.run(), expected, 1e-9)
-    few = plan_sweep(whole, corrupted, variants, LINEAR, budget=200_000)
+    few = plan_sweep(whole, corrupted, variants, LINEAR, budget=9 * 3 * forward_bytes(model, 7))
     assert 1 < len(few.parts) < len(variants)
     close(few.run(), expected, 1e-9)
     close(sweep(whole, corrupted, variants, LINEAR, exact=NONE), expected, 1e-9)
@@ -384,37 +386,44 @@ _PARTS = [part for part in LAYER_PARTS if part != "attn_scores"]
 
 
 @st.composite
-def _edit(draw):
+def _choice(draw):
+    """An edit, as plain values (what makes it runs in the test: type checkers use `random`)."""
     part = draw(st.sampled_from(_PARTS))
-    layer = draw(st.integers(0, 2))
     heads = {"k": 2, "v": 2}.get(part, 4)
     head = draw(st.none() | st.integers(0, heads - 1)) if part in HEAD_PARTS else None
     positions = draw(st.none() | st.integers(-5, 4) | st.lists(st.integers(0, 4), unique=True, max_size=3))
     rows = draw(st.none() | st.lists(st.integers(0, 2), unique=True, max_size=2))
-    site = Site(part, layer, head)
-    match draw(st.sampled_from(["replace", "scale", "zero", "add", "knockout"])):
-        case "replace":
-            return Replace(site, captured("llama"), positions=positions, rows=rows)
-        case "scale":
-            return Scale(site, draw(st.sampled_from([0.0, 0.5, 1.0, -1.0])), positions=positions, rows=rows)
-        case "zero":
-            return Ablate(site, positions=positions, rows=rows)
-        case "add" if part != "attn_pattern":
-            return Add(site, captured("llama"), 0.3, positions=positions, rows=rows)
+    kind = draw(st.sampled_from(["replace", "scale", "zero", "add", "knockout"]))
     query = draw(st.integers(1, 4))
     keys = draw(st.lists(st.integers(0, query - 1), unique=True, min_size=1))
-    return Knockout(layer, keys=keys, positions=query, head=draw(st.none() | st.integers(0, 3)), rows=rows)
+    factor = draw(st.sampled_from([0.0, 0.5, 1.0, -1.0]))
+    return kind, part, draw(st.integers(0, 2)), head, positions, rows, factor, query, keys
+
+
+def _edit(kind, part, layer, head, positions, rows, factor, query, keys):
+    site, places = Site(part, layer, head), {"positions": positions, "rows": rows}
+    match kind:
+        case "replace":
+            return Replace(site, captured("llama"), **places)
+        case "scale":
+            return Scale(site, factor, **places)
+        case "zero":
+            return Ablate(site, **places)
+        case "add" if part != "attn_pattern":
+            return Add(site, captured("llama"), 0.3, **places)
+    return Knockout(layer, keys=keys, positions=query, head=head if part not in ("k", "v") else None, rows=rows)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    variants=st.lists(st.lists(_edit(), max_size=4), min_size=1, max_size=5),
-    edits=st.lists(_edit(), max_size=2),
-    savings=st.builds(Savings, *[st.booleans()] * 5),
+    variants=st.lists(st.lists(_choice(), max_size=4), min_size=1, max_size=5),
+    edits=st.lists(_choice(), max_size=2),
+    savings=st.tuples(*[st.booleans()] * 5),
     late=st.booleans(),
 )
 def test_random_variants_equal_the_naive_way(variants, edits, savings, late):
     model, (_, corrupted) = described("llama"), ragged()
+    variants, edits = [[_edit(*c) for c in variant] for variant in variants], [_edit(*c) for c in edits]
     metric = LINEAR if late else LogitDifference(ANSWER, WRONG, positions=torch.tensor([[2, 4], [1, 1], [5, 3]]))
-    naive = sweep(model, corrupted, variants, metric, edits=edits, exact="naive")
-    close(sweep(model, corrupted, variants, metric, edits=edits, exact=savings), naive, 1e-6)
+    naive = whole_passes(model, corrupted, variants, metric, edits=edits)
+    close(sweep(model, corrupted, variants, metric, edits=edits, exact=Savings(*savings)), naive, 1e-6)

@@ -71,7 +71,7 @@ class Rome:
             for layer in range(3):
                 for path in PATHS.values():
                     name = path.format(layer)
-                    hook(name, lambda x, name=name: keep.setdefault(name, x[0].clone()) * 1)
+                    hook(name, lambda x, name=name: (keep.setdefault(name, x[0].clone()), x)[1])
         try:
             return self.network(ids, use_cache=False).logits[0]
         finally:
@@ -138,6 +138,7 @@ def test_a_trace_is_the_hand_written_loop(speaking, part, window, severed):
     close(result.data["probability_corrupted"], corrupted)
     assert [bool(b) for b in result.data["in_subject"]] == [False, True, True, False, False, False]
     assert list(result.data["token"].values) == ["The", " Golden", " Gate", " is", " in", " downtown"]
+    assert expected.max() / expected.min() > 2
     naive = trace(speaking, PROMPT, exact="naive", **arguments)
     close(x.values, naive.data["probability"].values)
     assert result.provenance["rows_run"] <= naive.provenance["rows_run"]
@@ -158,10 +159,10 @@ def test_log_probability_layers_and_other_parts(speaking):
 
 def test_the_last_states_restore_the_clean_answer_and_the_default_noise_is_three_sigma(speaking):
     result = trace(speaking, PROMPT, subject=SUBJECT, answer=ANSWER, noises=2)
-    close(result.data["probability"].values[-1, -1], np.full(2, float(result.data["probability_clean"])), 1e-9)
-    assert 2.8 < result.provenance["sigma"] < 3.2  # embeddings drawn from N(0, 1)
+    close(result.data["probability"].values[-1, -1], np.full(2, float(result.data["probability_clean"])))
+    assert 1.4 < result.provenance["sigma"] < 1.6  # embeddings drawn from N(0, 0.5)
     other = trace(speaking, PROMPT, subject=SUBJECT, answer=ANSWER, noises=2, seed=1)
-    assert not np.allclose(other.data["probability_corrupted"], result.data["probability_corrupted"])
+    assert not np.allclose(other.data["probability_corrupted"], result.data["probability_corrupted"], rtol=1e-3, atol=0)
 
 
 def test_an_answer_of_several_tokens(speaking):

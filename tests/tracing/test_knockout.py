@@ -14,7 +14,7 @@ PROMPT, SUBJECT, ANSWER = "The Golden Gate is in downtown", "Golden Gate", " Sea
 
 
 def close(found, expected):
-    np.testing.assert_allclose(np.asarray(found, dtype=float), expected, rtol=0, atol=1e-9, equal_nan=True)
+    np.testing.assert_allclose(np.asarray(found, dtype=float), expected, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def value(model, edits, answer):
@@ -41,7 +41,7 @@ def test_every_cell_is_a_run_with_its_edges_cut(speaking, window):
             close(result.data["probability_group"].sel(layer=layer, group=name), value(speaking, edits, answer))
     clean = value(speaking, [], answer)
     close(result.data["probability_clean"], clean)
-    assert np.abs(x.values - clean).max() > 1e-6
+    assert np.abs(x.values / clean - 1).max() > 1e-2
     naive = knockout(speaking, PROMPT, subject=SUBJECT, answer=ANSWER, window=window, exact="naive")
     close(x, naive.data["probability"].values)
     close(result.data["probability_group"], naive.data["probability_group"].values)
