@@ -310,8 +310,8 @@ def _check_source(prompts: Prompts, source: Run, site: Site) -> None:
         row = int((theirs.expand(len(prompts)) != prompts.lengths).nonzero()[0])
         raise ShapeError(
             f"The source run at {site} and the base differ in length at prompt {row}: "
-            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions would not "
-            "correspond: give prompts of equal token length, or a tensor of values."
+            f"{source.prompts.tokens[row if len(theirs) > 1 else 0]} against {prompts.tokens[row]}. Positions would "
+            "not correspond: give prompts of equal token length, or a tensor of values."
         )
 
 

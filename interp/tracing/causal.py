@@ -188,7 +188,9 @@ def trace(
         folder = None if checkpoint is None else Path(checkpoint) / f"facts_{number:04d}"
         chosen = [facts[i] for i in rows]
         outcomes.append(
-            _group(setting, chosen, corrupted and [corrupted[i] for i in rows], exact, budget, progress, folder)
+            _group(
+                setting, chosen, rows.start, corrupted and [corrupted[i] for i in rows], exact, budget, progress, folder
+            )
         )
     single = isinstance(prompt, str | PromptPair)
     record = provenance(
@@ -287,6 +289,7 @@ class _Outcome:
 def _group(
     setting: _Setting,
     facts: list[Fact],
+    first: int,
     corrupted: list[tuple[int, ...]] | None,
     exact: Savings | Literal["naive"],
     budget: int,
@@ -302,7 +305,7 @@ def _group(
     if corrupted is not None:
         base = from_token_lists(model.tokenizer, corrupted, device=model.device)
     clean = as_prompts(model, facts if len(facts) == 1 else repeated)  # a run of one prompt serves every row
-    edits = [] if corrupted is not None else _noise(setting, facts, base)
+    edits = [] if corrupted is not None else _noise(setting, facts, first)
     sites = {site for layer in setting.layers for site in setting.restored(layer)}
     cut = {site for layer in setting.layers for site in setting.cut(layer)}
     known, source, held = _states(setting, base, clean, edits, sites, cut, exact)
@@ -324,12 +327,12 @@ def _group(
     )
 
 
-def _noise(setting: _Setting, facts: list[Fact], base: Prompts) -> list[Edit]:
-    """Noise on every subject's embeddings, another one for each draw."""
+def _noise(setting: _Setting, facts: list[Fact], offset: int) -> list[Edit]:
+    """Noise on every subject's embeddings, another one for each draw and each fact, however they are grouped."""
     model, edits = setting.model, []
     for number, fact in enumerate(facts):
         first, last = fact.subject
-        generator = torch.Generator().manual_seed(setting.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(setting.seed * 1_000_003 + offset + number)
         shape = (setting.noises, last - first + 1, model.d_model)
         draws = setting.sigma * torch.randn(shape, generator=generator, dtype=torch.float32)
         rows = range(number * setting.noises, (number + 1) * setting.noises)

@@ -19,6 +19,7 @@ from interp.interventions.edits import Knockout
 from interp.interventions.schedule import Savings
 from interp.interventions.sweep import plan_sweep
 from interp.models.language_model import LanguageModel
+from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
@@ -109,8 +110,14 @@ def knockout(
 
     Raises:
         PairError: a subject that does not occur exactly once; an answer that does not continue the prompt.
-        InterpError: a prompt of one token, which has nothing to cut.
+        SiteError: a layer that the model does not have.
+        InterpError: a window below 1; a prompt of one token, which has nothing to cut.
     """
+    if window < 1:
+        raise InterpError(f"A window of {window} layers cuts nothing; the smallest is 1.")
+    wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
+    for layer in wanted:
+        model.check(Site("attn_scores", layer))
     fact = Fact.of(model, prompt, subject, answer)
     last = fact.n_prompt - 1
     if last < 1:
@@ -121,7 +128,6 @@ def knockout(
         "before and after": [i for i in range(last) if i not in inside],
         "itself": [last],
     }
-    wanted = tuple(range(model.n_layers)) if layers is None else tuple(layers)
 
     def cut(centre: int, chosen: list[int]) -> list[Knockout]:
         first = centre - window // 2

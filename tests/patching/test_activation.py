@@ -201,7 +201,7 @@ def test_save_and_load(speaking, tmp_path):
 
 def test_groups_of_pairs_and_checkpoints_change_no_value(speaking, tmp_path, monkeypatch):
     expected = patch(speaking, UNEVEN, "resid_pre")
-    monkeypatch.setattr(activation, "_groups", lambda model, task, budget: [range(2), range(2, 3)])
+    monkeypatch.setattr(activation, "groups", lambda *_: [range(2), range(2, 3)])
     split = patch(speaking, UNEVEN, "resid_pre", checkpoint=tmp_path)
     close(split.data["logit_difference"].values, expected.data["logit_difference"].values)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pairs_0000", "pairs_0001"]

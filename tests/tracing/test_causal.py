@@ -260,7 +260,7 @@ def test_an_average_over_facts(speaking):
 def test_groups_of_facts_change_no_value(speaking, monkeypatch):
     """However the facts are grouped by memory, each keeps its own noise."""
     expected = trace(speaking, FACTS, noise=SIGMA, noises=NOISES, seed=SEED)
-    monkeypatch.setattr(causal, "_groups", lambda *_: [range(1), range(1, 3)])
+    monkeypatch.setattr(causal, "groups", lambda *_: [range(1), range(1, 3)])
     split = trace(speaking, FACTS, noise=SIGMA, noises=NOISES, seed=SEED)
     close(split.data["probability"].values, expected.data["probability"].values)
 
