@@ -82,7 +82,7 @@ def _comes_from(x: object, package: str) -> bool:
 
 
 def _name_of(network: nn.Module) -> str:
-    return getattr(network.config, "name_or_path", "") or type(network).__name__
+    return getattr(getattr(network, "config", None), "name_or_path", "") or type(network).__name__
 
 
 def _from_pretrained(path: str, tokenizer: Any, dtype: torch.dtype, trust_remote_code: bool):
