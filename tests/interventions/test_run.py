@@ -408,13 +408,12 @@ def test_gradients_reach_an_added_value(site):
         return logits[prompts.mask][:, 5].sum() + logits[0, 6].square().sum()
 
     (gradient,) = torch.autograd.grad(loss(value), value)
-    numeric = torch.empty_like(gradient)
-    for i in range(width):
+    for i in range(0, width, max(1, width // 6)):
         step = torch.zeros_like(gradient)
         step[i] = 1e-5
         with torch.no_grad():
-            numeric[i] = (loss(value + step) - loss(value - step)) / 2e-5
-    torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-6)
+            numeric = (loss(value + step) - loss(value - step)) / 2e-5
+        torch.testing.assert_close(gradient[i], numeric, rtol=1e-5, atol=1e-6)
     assert gradient.abs().max() > 1e-3
     assert not run(model, prompts, [Add(site, value.detach(), positions=3)]).logits.requires_grad
 
