@@ -106,7 +106,7 @@ class Chunk:
             at[missing] = len(x) + np.arange(len(base))
             x = torch.cat([x, base])
         if len(at) != len(x) or (at != np.arange(len(at))).any():
-            x = x[_index(at, x)]
+            x = x.index_select(0, _index(at, x))
         if layer > 0:
             x = self._edit(Site("resid_post", layer - 1), x)
         return self._edit(Site("resid_pre", layer), x) if layer < self.model.n_layers else x
@@ -180,7 +180,7 @@ class Chunk:
             mlp_out = torch.cat([mlp_out, self._base(self.base.at(Site("mlp_out", layer)), *joining)])
             order = np.lexsort((self.tokens.position, self.tokens.row))
             self.tokens = Tokens(self.tokens.row[order], self.tokens.position[order], len(order))
-            mid, mlp_out = mid[_index(order, mid)], mlp_out[_index(order, mid)]
+            mid, mlp_out = (t.index_select(0, _index(order, t)) for t in (mid, mlp_out))
         return mid + self._edit(Site("mlp_out", layer), mlp_out)
 
     def _joining(self, layer: int, stage: int) -> tuple[Index, Index]:
@@ -204,13 +204,13 @@ class Chunk:
         kept = np.flatnonzero((reads == self.tokens.position[:, None]).any(1))
         n_live = int((kept < self.tokens.n_live).sum())
         self.tokens = Tokens(self.tokens.row[kept], self.tokens.position[kept], n_live)
-        return tuple(t[_index(kept, t)] for t in tensors)
+        return tuple(t.index_select(0, _index(kept, t)) for t in tensors)
 
     def _attend(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the attention module, and z, for the live tokens."""
         position = _index(self.tokens.position, x)
         tables = self.base.ropes[layer]
-        rope = None if tables is None else tuple(table[position] for table in tables)
+        rope = None if tables is None else tuple(table.index_select(0, position) for table in tables)
         segments = self._segments()
         attn = self.model.layers[layer].attn
         assert attn is not None

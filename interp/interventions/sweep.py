@@ -44,8 +44,8 @@ from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.tasks.metrics import Metric, Readout
 
-MAX_TOKENS = 4096
-"""Live tokens per pass. Larger matrices gain nothing more, and leave the processor's caches."""
+MAX_TOKENS = 2048
+"""Live tokens per pass. Larger matrices gain nothing more, leave the caches, and are mapped anew by the allocator."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,13 +50,16 @@ class Segment:
         if self.source is None:
             return x.unflatten(0, (self.rows, self.length))
         if base is None:
-            return x[self.source.clamp(max=len(x) - 1)]
-        return torch.cat([x, base[self.example, self.start : self.start + self.length]])[self.source]
+            x = x.index_select(0, self.source.flatten().clamp(max=len(x) - 1))
+        else:
+            x = torch.cat([x, base[self.example, self.start : self.start + self.length]])
+            x = x.index_select(0, self.source.flatten())
+        return x.unflatten(0, self.source.shape)
 
     def packed(self, grid: Tensor) -> Tensor:
         """Packed tokens from [row, position, …]."""
         flat = grid.flatten(0, 1)
-        return flat if self.place is None else flat[self.place]
+        return flat if self.place is None else flat.index_select(0, self.place)
 
 
 def segment_attention(
@@ -95,17 +98,18 @@ def segment_attention(
         if explicit or q.shape[2] * segment.length < 2 * k.shape[2] * k.shape[3]:
             hidden = _hidden(segment.start, segment.length, window, q.device)
             scores = _scores(q, k, before_k, scaling, softcap)
+            hidden = None if hidden is None else hidden.T[..., None]
             if hidden is not None:
-                scores = scores.masked_fill(hidden[:, None], -torch.inf)
+                scores = scores.masked_fill(hidden, -torch.inf)
             if edit_scores is not None:
                 scores = _by_head(edit_scores, segment, scores)
                 if hidden is not None:  # an edit reveals no later key
-                    scores = scores.masked_fill(hidden[:, None], -torch.inf)
-            pattern = scores.softmax(-1, dtype=softmax_dtype).to(q.dtype)
+                    scores = scores.masked_fill(hidden, -torch.inf)
+            pattern = scores.softmax(2, dtype=softmax_dtype).to(q.dtype)
             if edit_pattern is not None:
                 pattern = _by_head(edit_pattern, segment, pattern)
                 if hidden is not None:
-                    pattern = pattern.masked_fill(hidden[:, None], 0)
+                    pattern = pattern.masked_fill(hidden, 0)
             z = _weigh(pattern, v, before_v)
         else:
             z = _fused(q, k, v, before_k, before_v, scaling, window)
@@ -142,29 +146,37 @@ def _fused(
 
 def _scores(
     q: Tensor, k: Tensor, before_k: Tensor, scaling: float, softcap: float | None
-) -> Float[Tensor, "kv_head row query group key"]:
-    """Scaled and capped scores; the heads of a group are more queries of their key head."""
+) -> Float[Tensor, "kv_head row key query group"]:
+    """Scaled and capped scores; the heads of a group are more queries of their key head.
+
+    The keys stand before the queries: a softmax over an inner axis is vectorised along the outer ones, over
+    a short last axis it is not.
+    """
     rows, length, heads, d_head = q.shape
     kv_heads = k.shape[2]
     groups = heads // kv_heads
     q = q.unflatten(2, (kv_heads, groups)).permute(2, 0, 1, 3, 4).reshape(kv_heads, rows, length * groups, d_head)
-    shared = (q.flatten(1, 2) @ before_k.permute(1, 2, 0)).unflatten(1, (rows, length * groups))
-    scores = torch.cat([shared, q @ k.permute(2, 0, 3, 1)], -1) * scaling
+    scores = k.permute(2, 0, 1, 3) @ q.transpose(2, 3)
+    if len(before_k):
+        shared = before_k.transpose(0, 1) @ q.flatten(1, 2).transpose(1, 2)
+        scores = torch.cat([shared.unflatten(2, (rows, length * groups)).transpose(1, 2), scores], 2)
+    scores = scores * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    return scores.unflatten(2, (length, groups))
+    return scores.unflatten(3, (length, groups))
 
 
 def _by_head(edit: EditAttention, segment: Segment, x: Tensor) -> Tensor:
-    kv_heads, _, _, groups, _ = x.shape
-    edited = edit(segment, x.permute(1, 0, 3, 2, 4).flatten(1, 2))
-    return edited.unflatten(1, (kv_heads, groups)).permute(1, 0, 3, 2, 4)
+    kv_heads, _, _, _, groups = x.shape
+    edited = edit(segment, x.permute(1, 0, 4, 3, 2).flatten(1, 2))
+    return edited.unflatten(1, (kv_heads, groups)).permute(1, 0, 4, 3, 2)
 
 
 def _weigh(pattern: Tensor, v: Tensor, before_v: Tensor) -> Float[Tensor, "row query head d_head"]:
-    _, rows, length, groups, _ = pattern.shape
+    _, rows, _, length, groups = pattern.shape
     start = before_v.shape[0]
-    flat = pattern.flatten(2, 3)
-    shared = (flat[..., :start].flatten(1, 2) @ before_v.transpose(0, 1)).unflatten(1, (rows, length * groups))
-    z = shared + flat[..., start:] @ v.permute(2, 0, 1, 3)
+    flat = pattern.flatten(3, 4).transpose(2, 3)
+    z = flat[..., start:] @ v.permute(2, 0, 1, 3)
+    if start:
+        z = z + (flat[..., :start].flatten(1, 2) @ before_v.transpose(0, 1)).unflatten(1, (rows, length * groups))
     return z.unflatten(2, (length, groups)).permute(1, 2, 0, 3, 4).flatten(2, 3)
