@@ -10,6 +10,7 @@ implementation they had (SDPA, usually). Both end with the block, also on an exc
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,12 +42,13 @@ class Core(Protocol):
 
 
 @contextmanager
-def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int) -> Iterator[None]:
+def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int, *, first: bool = False) -> Iterator[None]:
     """While the block runs, each watcher sees its tap's tensor on every forward pass.
 
     Args:
         watchers: (name for messages, tap, function), applied in this order at a shared tap.
         batch: rows of the forward pass; tells [batch · pos, width] apart (OPT flattens its tokens).
+        first: before the hooks that others have attached (transformers collects hidden states by hooks of its own).
 
     Raises:
         UnfiredError: on leaving the block normally, if a tap was not reached.
@@ -55,7 +57,7 @@ def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int) -> Iterator
     handles = []
     try:
         for name, tap, watch in watchers:
-            handles.append(_attach(tap, watch, batch, lambda name=name: fired.__setitem__(name, True)))
+            handles.append(_attach(tap, watch, batch, lambda name=name: fired.__setitem__(name, True), first))
         yield
     finally:
         for handle in handles:
@@ -78,7 +80,7 @@ def seen_through(tap: Tap, watch: Watcher, batch: int) -> Watcher:
     return see
 
 
-def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None]):
+def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None], first: bool):
     look = seen_through(tap, watch, batch)
 
     def see(x: Tensor) -> Tensor | None:
@@ -106,11 +108,17 @@ def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None]):
                 output = copy.copy(output)
                 output.logits = new
             return output
-        new = see(output[0])
-        return None if new is None else (new, *output[1:])
+        if hasattr(output, "sample"):
+            new = see(output.sample)
+            if new is not None:
+                output = copy.copy(output)
+                output.sample = new
+            return output
+        new = see(output[tap.item])
+        return None if new is None else (*output[: tap.item], new, *output[tap.item + 1 :])
 
     if tap.side == "output":
-        return tap.module.register_forward_hook(after)
+        return tap.module.register_forward_hook(after, prepend=first)
     return tap.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
@@ -162,6 +170,48 @@ def stopping_at(module: nn.Module) -> Iterator[list[Tensor]]:
         pass
     finally:
         handle.remove()
+
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def replaced(calls: Mapping[nn.Module, Callable[[Forward], Forward]]) -> Iterator[None]:
+    """While the block runs, each module computes `wrap(its own forward)`; hooks on it still see what passes.
+
+    Diffusers replaces `forward` of a module in the same way for its caches, and so finds ours as the original.
+    """
+    own = {module: module.__dict__.get("forward") for module in calls}
+    try:
+        for module, wrap in calls.items():
+            module.forward = wrap(module.forward)
+        yield
+    finally:
+        for module, forward in own.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+@contextmanager
+def stepping(scheduler: Any, before: Callable[[Tensor], Tensor], after: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `before` may replace the model output that each `scheduler.step` receives.
+
+    The wrapper keeps the signature: pipelines look there for `eta` and `generator`, and drop them if they see none.
+    """
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def counted(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = step(before(model_output), *args, **kwargs)
+        after()
+        return result
+
+    scheduler.step = counted
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 class _Stopped(Exception):

@@ -6,7 +6,7 @@ what `o_proj` receives. A `Tap` says so as data, so that capture and edit are on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Tap:
         width: number of columns, `None` for all.
         heads: number of heads into which these columns are split, `None` for no split.
         interleaved: index within each head's (q, k, v) triple, where the family stores them so.
+        spatial: the tensor is [batch, channel, height, width], seen as [batch, pos, channel].
+        item: which tensor of a tuple the module returns.
     """
 
     module: nn.Module
@@ -35,9 +37,13 @@ class Tap:
     width: int | None = None
     heads: int | None = None
     interleaved: int | None = None
+    spatial: bool = False
+    item: int = 0
 
     def read(self, x: Tensor) -> Tensor:
         """The site's view of `x`: [..., width] or [..., head, d_head]."""
+        if self.spatial:
+            x = x.flatten(-2).transpose(-1, -2)
         if self.interleaved is not None:
             assert self.heads is not None
             return x.unflatten(-1, (self.heads, 3, -1))[..., self.interleaved, :]
@@ -47,6 +53,9 @@ class Tap:
 
     def write(self, x: Tensor, new: Tensor) -> Tensor:
         """`x` with the site's view replaced by `new`; `x` itself is not changed."""
+        if self.spatial:
+            channels_last = replace(self, spatial=False).write(x.flatten(-2).transpose(-1, -2), new)
+            return channels_last.transpose(-1, -2).reshape(x.shape)
         if self.interleaved is not None:
             assert self.heads is not None
             out = x.unflatten(-1, (self.heads, 3, -1)).clone()

@@ -1,0 +1,454 @@
+"""A diffusion pipeline as the toolkit sees it: untouched modules, its sites, and how it guides.
+
+The pipeline's own call runs, always: its denoising loop, its scheduler, its guidance. What is added is an address for
+every activation that passes: a block and a part (`interp.models.site`), a step, a guidance branch, a row, a position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.errors import InterpError, LoadError, PairError, SiteError, nearest
+from interp.models.guidance import UNGUIDED, Branch, Guidance, measure
+from interp.models.pipelines import PipelineFamily, check_words, encode, family_of
+from interp.models.site import ATTENTION_PROJECTIONS, BLOCK_PARTS, DENOISER_PARTS, Site
+from interp.models.tap import Tap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampling:
+    """What a pipeline is asked for: one picture per row.
+
+    Attributes:
+        prompts: of each row (class labels, for a class-conditional pipeline).
+        negative: the negative prompt of each row; `None`: what the pipeline takes for none.
+        seeds: of each row's starting noise (and of a stochastic scheduler's), so that a row never depends on what
+            else is in the batch.
+        steps: number of denoising steps.
+        guidance: scale of classifier-free guidance; at 1 or below there is none.
+        options: further arguments of the pipeline's call.
+    """
+
+    prompts: tuple[str, ...] | tuple[int, ...]
+    negative: tuple[str, ...] | None
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def select(self, rows: Sequence[int]) -> Sampling:
+        """The sampling of these rows, in this order; a row may come several times."""
+        return Sampling(
+            tuple(self.prompts[row] for row in rows),  # type: ignore[arg-type]  # labels or texts, as they were
+            None if self.negative is None else tuple(self.negative[row] for row in rows),
+            tuple(self.seeds[row] for row in rows),
+            self.steps,
+            self.guidance,
+            self.options,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One address of a denoiser: the taps of its parts, and how far its picture is scaled down."""
+
+    taps: dict[str, Tap]
+    level: int
+    stage: nn.Module
+    """The top-level module that it belongs to: the unit that a sweep can leave out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A text-to-image (or class-to-image) pipeline. Make one with `interp.load`.
+
+    Attributes:
+        pipeline: exactly what was given.
+        network: its denoiser, a UNet or a transformer.
+        blocks: by address, in forward order.
+        stages: the top-level modules in forward order.
+        text: taps of the text encoders' sites.
+        guidance: how the branches of classifier-free guidance lie in a batch, measured on loading.
+    """
+
+    pipeline: Any
+    name: str
+    family: PipelineFamily
+    network: nn.Module
+    blocks: Mapping[str, Block]
+    stages: tuple[nn.Module, ...]
+    text: Mapping[Site, Tap]
+    time_embed: nn.Module | None
+    steps: int
+    scale: float
+    guidance: Guidance
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.network.config.in_channels)  # type: ignore[union-attr]  # a diffusers model has a config
+
+    def sampling(
+        self,
+        inputs: str | int | Sequence[str] | Sequence[int] | Sampling,
+        *,
+        negative: str | Sequence[str] | None = None,
+        seeds: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        **options: Any,
+    ) -> Sampling:
+        """A sampling: every prompt with every seed, the seeds of a prompt one after the other.
+
+        Raises:
+            PairError: an empty prompt list, a word or a label that the pipeline does not know, a negative prompt
+                without guidance.
+            InterpError: steps below 1.
+        """
+        if isinstance(inputs, Sampling):
+            return inputs
+        prompts = [inputs] if isinstance(inputs, str | int) else list(inputs)
+        kind = int if self.family.whole_numbers else str
+        if not prompts or any(not isinstance(prompt, kind) for prompt in prompts):
+            raise PairError(f"{self.name} takes {'class labels' if kind is int else 'texts'}; got {prompts!r}.")
+        negatives = None if negative is None else [negative] * len(prompts) if isinstance(negative, str) else negative
+        if negatives is not None and len(negatives) != len(prompts):
+            raise PairError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each.")
+        if kind is str:
+            check_words(self.pipeline, self.family, [*map(str, prompts), *(negatives or ())])
+        steps, guidance = self.steps if steps is None else steps, self.scale if guidance is None else guidance
+        if steps < 1:
+            raise InterpError(f"{steps} denoising steps: at least 1.")
+        if negatives is not None and not (guidance > 1 and self.guidance.branches > 1):
+            raise PairError(f"A negative prompt needs guidance above 1; got {guidance}.")
+        each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+        row = [i for i in range(len(prompts)) for _ in each]
+        return Sampling(
+            tuple(prompts[i] for i in row),  # type: ignore[arg-type]  # labels or texts, checked above
+            None if negatives is None else tuple(negatives[i] for i in row),
+            each * len(prompts),
+            steps,
+            float(guidance),
+            MappingProxyType(options),
+        )
+
+    def layout(self, sampling: Sampling) -> Guidance:
+        """The branches that a sampling runs."""
+        optional = self.family.default_negative is None and sampling.negative is None
+        return UNGUIDED if sampling.guidance <= 1 or optional else self.guidance
+
+    @torch.no_grad()
+    def embeddings(self, sampling: Sampling, branch: Branch) -> dict[str, Tensor]:
+        """What the text encoders make of one branch's prompts, per row, by the names of the call's arguments.
+
+        A class-conditional pipeline has none.
+        """
+        if self.family.whole_numbers:
+            return {}
+        if branch is Branch.COND:
+            return encode(self.pipeline, self.family, [str(prompt) for prompt in sampling.prompts], sampling.options)
+        negative = sampling.negative or (self.family.default_negative or "",) * len(sampling)
+        embeds = encode(self.pipeline, self.family, negative, sampling.options)
+        if sampling.negative is None and getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False):
+            embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}  # SDXL's "no prompt"
+        return {f"negative_{name}": value for name, value in embeds.items()}
+
+    def arguments(self, sampling: Sampling, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the pipeline's call for these prompts' embeddings; new generators every time."""
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in sampling.seeds]
+        scale = sampling.guidance if self.layout(sampling).branches > 1 else min(sampling.guidance, 1.0)
+        labels = {"class_labels": list(sampling.prompts)} if self.family.whole_numbers else {}
+        return {
+            **self.family.arguments, **labels, "num_inference_steps": sampling.steps, self.family.guidance: scale,
+            "generator": generators, "output_type": "pt", **embeds, **sampling.options,
+        }  # fmt: skip
+
+    # -- sites ----------------------------------------------------------------------------------------
+
+    def sites(self, part: str) -> tuple[Site, ...]:
+        """Every site of a part, in forward order."""
+        if part not in DENOISER_PARTS:
+            raise SiteError(f"There is no part {part!r} in a denoiser." + nearest(part, DENOISER_PARTS))
+        if part not in BLOCK_PARTS:
+            return (self.check(Site(part)),)
+        found = tuple(Site(part, address) for address, block in self.blocks.items() if part in block.taps)
+        if not found:
+            raise SiteError(f"{self.name} has no {part!r} anywhere. It has: {', '.join(self._parts)}.")
+        return found
+
+    @cached_property
+    def _parts(self) -> tuple[str, ...]:
+        having = {part for block in self.blocks.values() for part in block.taps}
+        return tuple(part for part in BLOCK_PARTS if part in having)
+
+    def check(self, site: Site | str) -> Site:
+        """The site, if this model has it.
+
+        Raises:
+            SiteError: no such block, part or head; a part of a block that holds several transformer blocks.
+        """
+        site = Site.parse(site) if isinstance(site, str) else site
+        if site.layer is None:
+            if site.part not in DENOISER_PARTS or (site.part == "time_embed" and self.time_embed is None):
+                raise SiteError(f"{self.name} has no {site}: it is a diffusion pipeline." + nearest(site.part, DENOISER_PARTS))
+            return site
+        if str(site.layer).startswith("text"):
+            if site not in self.text:
+                raise SiteError(f"{self.name} has no {site}." + nearest(str(site), map(str, self.text)))
+            return site
+        address = str(site.layer)
+        block = self.blocks.get(address)
+        if block is None:
+            raise SiteError(f"{self.name} has no block {address!r}." + nearest(address, self.blocks))
+        if site.part not in block.taps:
+            below = [a for a, b in self.blocks.items() if a.startswith(f"{address}.") and site.part in b.taps]
+            hint = f" Name one of {', '.join(below)}." if below else f" It has: {', '.join(block.taps)}."
+            raise SiteError(f"{self.name} has no {site.part!r} at {address!r}.{hint}")
+        heads = block.taps[site.part].heads
+        if site.head is not None and heads is not None and not 0 <= site.head < heads:
+            raise SiteError(f"{site}: {heads} heads there, numbered 0 to {heads - 1}.")
+        return site
+
+    def tap(self, site: Site) -> Tap:
+        """Where a site's tensor is met."""
+        if site.part == "latents":
+            return Tap(self.network, "input", spatial=self._spatial_latents)
+        if site.part == "prediction":
+            return Tap(self.network, "output", spatial=self._spatial_latents)
+        if site.part == "time_embed":
+            assert self.time_embed is not None
+            return Tap(self.time_embed, "output")
+        return self.text[site] if site in self.text else self.blocks[str(site.layer)].taps[site.part]
+
+    @cached_property
+    def _spatial_latents(self) -> bool:
+        return type(self.network).__name__ != "FluxTransformer2DModel"  # which packs 2×2 latents into a token itself
+
+    def heads_at(self, site: Site) -> int | None:
+        """Number of heads on a site's head axis, `None` without one."""
+        return self.tap(site).heads
+
+    def stage_of(self, site: Site) -> int:
+        """Index of the first stage that an edit of this site can change; the number of stages for `prediction`."""
+        if site.part == "prediction":
+            return len(self.stages)
+        if site.layer is None or str(site.layer).startswith("text"):
+            return 0
+        return self.stages.index(self.blocks[str(site.layer)].stage)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the parameters of the denoiser and the text encoders (first 16 hex digits)."""
+        digest = hashlib.sha256()
+        modules = [self.network, *(getattr(self.pipeline, name, None) for name, _ in self.family.encoders)]
+        for module in modules:
+            for name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
+                data = weight.detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(data.shape)} {data.dtype}".encode())
+                digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return (
+            f"Denoiser({self.name}: {type(self.pipeline).__name__}, {type(self.network).__name__}, "
+            f"{len(self.blocks)} blocks, {self.guidance})"
+        )
+
+
+# -- finding the blocks ----------------------------------------------------------------------------------------
+
+
+def unet_blocks(network: Any) -> tuple[dict[str, Block], tuple[nn.Module, ...]]:
+    """Addresses and stages of a `UNet2DConditionModel`."""
+    blocks: dict[str, Block] = {}
+    channels = network.conv_in.out_channels
+    for i, stage in enumerate(network.down_blocks):
+        _unet_pairs(blocks, f"down.{i}", stage, i, list(stage.resnets))
+        last = stage.downsamplers[-1] if getattr(stage, "downsamplers", None) else None
+        _whole(blocks, f"down.{i}", stage, i, last)
+        channels = stage.resnets[-1].out_channels
+    middle = len(network.down_blocks) - 1
+    if network.mid_block is not None:
+        _unet_pairs(blocks, "mid", network.mid_block, middle, list(network.mid_block.resnets))
+        _whole(blocks, "mid", network.mid_block, middle, None)
+        channels = network.mid_block.resnets[-1].out_channels
+    for i, stage in enumerate(network.up_blocks):
+        level = middle - i
+        _unet_pairs(blocks, f"up.{i}", stage, level, list(stage.resnets))
+        for j, resnet in enumerate(stage.resnets):
+            skip = resnet.in_channels - channels
+            tap = Tap(resnet, "input", start=channels, width=skip, spatial=True)
+            blocks[f"up.{i}.{j}"].taps["skip"] = tap
+            channels = resnet.out_channels
+        last = stage.upsamplers[-1] if getattr(stage, "upsamplers", None) else None
+        _whole(blocks, f"up.{i}", stage, max(level - 1, 0) if last is not None else level, last)
+    return blocks, (*network.down_blocks, *([network.mid_block] if network.mid_block else []), *network.up_blocks)
+
+
+def _unet_pairs(blocks: dict[str, Block], prefix: str, stage: Any, level: int, resnets: list[nn.Module]) -> None:
+    attentions = list(getattr(stage, "attentions", None) or [])
+    for j, resnet in enumerate(resnets):
+        taps = {"resnet_out": Tap(resnet, "output", spatial=True)}
+        block = blocks[f"{prefix}.{j}"] = Block(taps, level, stage)
+        if j >= len(attentions):
+            taps["block_out"] = Tap(resnet, "output", spatial=True)
+            continue
+        inner = list(getattr(attentions[j], "transformer_blocks", []))
+        taps["block_update"] = taps["block_out"] = Tap(attentions[j], "output", spatial=True)
+        for k, transformer in enumerate(inner):
+            found = transformer_taps(transformer)
+            if len(inner) == 1:
+                block.taps.update(found)
+            else:
+                taps_k = found | {"block_out": Tap(transformer, "output")}
+                blocks[f"{prefix}.{j}.{k}"] = Block(taps_k, level, stage)
+
+
+def _whole(blocks: dict[str, Block], address: str, stage: Any, level: int, resampler: nn.Module | None) -> None:
+    """The address of a whole block: its output is that of its resampler, or of its last pair."""
+    if resampler is not None:
+        lower = address.startswith("down")
+        tap = Tap(resampler, "output", spatial=True)
+        blocks[address] = Block({"block_out": tap}, level + 1 if lower else level, stage)
+    else:
+        last = blocks[[a for a in blocks if a.startswith(f"{address}.") and a.count(".") == address.count(".") + 1][-1]]
+        blocks[address] = Block({"block_out": last.taps["block_out"]}, level, stage)
+
+
+def transformer_blocks(network: Any, image_item: int) -> tuple[dict[str, Block], tuple[nn.Module, ...]]:
+    """Addresses and stages of a diffusion transformer."""
+    blocks: dict[str, Block] = {}
+    stages: list[nn.Module] = []
+    for kind, modules in (("block", "transformer_blocks"), ("single", "single_transformer_blocks")):
+        for i, module in enumerate(getattr(network, modules, None) or []):
+            taps = transformer_taps(module) if kind == "block" else {}
+            taps["block_out"] = Tap(module, "output", item=image_item)
+            blocks[f"{kind}.{i}"] = Block(taps, 0, module)
+            stages.append(module)
+    return blocks, tuple(stages)
+
+
+def transformer_taps(block: Any) -> dict[str, Tap]:
+    """Parts inside a transformer block, whatever its kind."""
+    taps: dict[str, Tap] = {}
+    if (joint := getattr(block, "attn", None)) is not None:
+        taps["joint_attn_out"] = Tap(joint, "output")
+    for kind, attribute in (("self", "attn1"), ("cross", "attn2")):
+        attention = getattr(block, attribute, None)
+        if attention is None:
+            continue
+        if kind == "cross" and not getattr(attention, "is_cross_attention", True):
+            continue
+        taps[f"{kind}_attn_out"] = Tap(attention, "output")
+        heads = attention.heads
+        for what in "qkv":
+            taps[f"{kind}_{what}"] = Tap(getattr(attention, f"to_{what}"), "output", heads=heads)
+        taps[f"{kind}_z"] = Tap(attention.to_out[0], "input", heads=heads)
+    if (feed_forward := getattr(block, "ff", None)) is not None:
+        taps["ff_out"] = Tap(feed_forward, "output")
+    return taps
+
+
+def text_taps(pipeline: Any, family: PipelineFamily) -> dict[Site, Tap]:
+    """Sites of the text encoders, CLIP's and T5's."""
+    taps: dict[Site, Tap] = {}
+    for number, (attribute, _) in enumerate(family.encoders):
+        encoder = getattr(pipeline, attribute, None)
+        if encoder is None:
+            continue
+        address = "text" if number == 0 else f"text{number + 1}"
+        inner = getattr(encoder, "text_model", encoder)
+        if hasattr(inner.encoder, "layers"):
+            taps[Site("embed", address)] = Tap(inner.embeddings.token_embedding, "output")
+            for i, layer in enumerate(inner.encoder.layers):
+                taps[Site("resid_pre", f"{address}.{i}")] = Tap(layer, "input")
+                taps[Site("attn_out", f"{address}.{i}")] = Tap(layer.self_attn, "output")
+                taps[Site("mlp_out", f"{address}.{i}")] = Tap(layer.mlp, "output")
+                taps[Site("resid_post", f"{address}.{i}")] = Tap(layer, "output")
+            taps[Site("final_norm", address)] = Tap(inner.final_layer_norm, "output")
+        else:
+            taps[Site("embed", address)] = Tap(encoder.shared, "output")
+            for i, layer in enumerate(encoder.encoder.block):
+                taps[Site("resid_pre", f"{address}.{i}")] = Tap(layer, "input")
+                taps[Site("resid_post", f"{address}.{i}")] = Tap(layer, "output")
+            taps[Site("final_norm", address)] = Tap(encoder.encoder.final_layer_norm, "output")
+    return taps
+
+
+def refuse_silenced(network: nn.Module, name: str) -> None:
+    """Refuse what keeps hooks from firing.
+
+    Raises:
+        LoadError: a compiled network, fused projections, a cache that skips blocks.
+    """
+    if hasattr(network, "_orig_mod"):
+        raise LoadError(f"{name} is compiled by torch.compile, which passes hooks by: give the uncompiled pipeline.")
+    if getattr(network, "is_cache_enabled", False):
+        raise LoadError(f"{name} has a step cache, which skips blocks: call disable_cache() on its denoiser.")
+    for path, module in network.named_modules():
+        if getattr(module, "fused_projections", False):
+            raise LoadError(
+                f"{name} has fused projections at {path}, where hooks on q, k and v never fire: call "
+                "unfuse_qkv_projections()."
+            )
+
+
+def describe_pipeline(pipeline: Any, name: str) -> Denoiser:
+    """The handle of a diffusers pipeline: its blocks looked up, its guidance measured.
+
+    Raises:
+        LoadError: a pipeline of an unknown kind, one that is training, hooks that would be silent, weights that are
+            not finite, guidance that cannot be told.
+    """
+    family = family_of(pipeline)
+    network = getattr(pipeline, family.denoiser)
+    refuse_silenced(network, name)
+    for attribute in (family.denoiser, *(attribute for attribute, _ in family.encoders)):
+        module = getattr(pipeline, attribute, None)
+        if isinstance(module, nn.Module) and module.training:
+            raise LoadError(f"{name}: its {attribute} is in training mode; call .eval() on it first.")
+        for weight_name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
+            if not torch.isfinite(weight).all():
+                raise LoadError(f"{name}: {attribute}.{weight_name} holds NaN or infinite numbers.")
+    if hasattr(network, "down_blocks"):
+        blocks, stages = unet_blocks(network)
+    else:
+        blocks, stages = transformer_blocks(network, family.image_item)
+    defaults = inspect.signature(type(pipeline).__call__).parameters
+    model = Denoiser(
+        pipeline, name, family, network, blocks, stages, text_taps(pipeline, family),
+        getattr(network, "time_embedding", None), defaults["num_inference_steps"].default,
+        float(defaults[family.guidance].default), UNGUIDED,
+    )  # fmt: skip
+    guided = replace(model, guidance=Guidance(((Branch.UNCOND, Branch.COND),)))  # so that the probe may ask for both
+
+    def probe() -> None:
+        negative = None if family.whole_numbers else ("",)
+        sampling = Sampling((0,) if family.whole_numbers else ("a",), negative, (0,), 1, 3.0)
+        embeds = guided.embeddings(sampling, Branch.COND) | guided.embeddings(sampling, Branch.UNCOND)
+        with torch.no_grad():
+            pipeline(**guided.arguments(sampling, embeds))
+
+    return replace(model, guidance=measure(probe, network, pipeline.scheduler, 3.0))

@@ -1,0 +1,120 @@
+"""What differs between diffusion pipelines: a table, and the encoding of their prompts.
+
+Everything else about a pipeline is found by looking at its modules (`interp.models.denoiser`) or by measuring
+(`interp.models.guidance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from interp.errors import LoadError, PairError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFamily:
+    """How a pipeline is called.
+
+    Attributes:
+        denoiser: attribute that holds the denoiser.
+        encoders: attributes of the text encoders, with their tokenizers; empty for class-conditional pipelines.
+        embeds: the outputs of `encode_prompt` for a prompt, by their index, with the names under which the call takes
+            them back; `negative_` before a name makes it the unconditional one.
+        arguments: arguments of every call.
+        encoding: arguments of every call of `encode_prompt`.
+        guidance: the call's argument for classifier-free guidance, which is on above 1.
+        default_negative: the prompt that stands for none; `None`: no such branch without a negative prompt.
+        whole_numbers: prompts are class labels.
+        image_item: index of the image stream among the outputs of a transformer block.
+    """
+
+    denoiser: str
+    encoders: tuple[tuple[str, str], ...] = ()
+    embeds: tuple[tuple[int, str], ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)
+    guidance: str = "guidance_scale"
+    default_negative: str | None = ""
+    whole_numbers: bool = False
+    image_item: int = 0
+
+
+_CLIP = ("text_encoder", "tokenizer")
+_CLIP2 = ("text_encoder_2", "tokenizer_2")
+
+FAMILIES: dict[str, PipelineFamily] = {
+    "StableDiffusionPipeline": PipelineFamily(
+        "unet", (_CLIP,), ((0, "prompt_embeds"),),
+        encoding={"num_images_per_prompt": 1, "do_classifier_free_guidance": False},
+    ),
+    "StableDiffusionXLPipeline": PipelineFamily(
+        "unet", (_CLIP, _CLIP2), ((0, "prompt_embeds"), (2, "pooled_prompt_embeds")),
+        encoding={"do_classifier_free_guidance": False},
+    ),
+    "PixArtAlphaPipeline": PipelineFamily(
+        "transformer", (_CLIP,), ((0, "prompt_embeds"), (1, "prompt_attention_mask")),
+        arguments={"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False},
+        encoding={"do_classifier_free_guidance": False, "clean_caption": False},
+    ),
+    "DiTPipeline": PipelineFamily("transformer", whole_numbers=True),
+    "StableDiffusion3Pipeline": PipelineFamily(
+        "transformer", (_CLIP, _CLIP2, ("text_encoder_3", "tokenizer_3")),
+        ((0, "prompt_embeds"), (2, "pooled_prompt_embeds")),
+        encoding={"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
+        image_item=1,
+    ),
+    "FluxPipeline": PipelineFamily(
+        "transformer", (_CLIP, _CLIP2), ((0, "prompt_embeds"), (1, "pooled_prompt_embeds")),
+        encoding={"prompt_2": None}, guidance="true_cfg_scale", default_negative=None, image_item=1,
+    ),
+}  # fmt: skip
+
+
+def family_of(pipeline: Any) -> PipelineFamily:
+    """The family of a pipeline, by its class or one that it extends.
+
+    Raises:
+        LoadError: a pipeline of another kind.
+    """
+    for cls in type(pipeline).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    name = type(pipeline).__name__
+    raise LoadError(f"{name} is no pipeline that interp knows how to call." + nearest(name, FAMILIES))
+
+
+def encode(pipeline: Any, family: PipelineFamily, prompts: Sequence[str], extra: dict[str, Any]) -> dict[str, Tensor]:
+    """Embeddings of prompts [batch, …], by the names under which the call takes them.
+
+    One branch at a time, so that whoever watches the text encoders knows which one it sees.
+    """
+    length = {"max_sequence_length": extra["max_sequence_length"]} if "max_sequence_length" in extra else {}
+    outputs = pipeline.encode_prompt(list(prompts), device=pipeline._execution_device, **family.encoding, **length)
+    return {name: outputs[index] for index, name in family.embeds}
+
+
+def check_words(pipeline: Any, family: PipelineFamily, prompts: Sequence[str]) -> None:
+    """Refuse prompts that a tokenizer would cut off or not understand.
+
+    Raises:
+        PairError: words beyond the tokenizer's length, or unknown to a tokenizer that has a word for that.
+    """
+    for _, attribute in family.encoders:
+        tokenizer = getattr(pipeline, attribute, None)
+        if tokenizer is None:
+            continue
+        for prompt in prompts:
+            ids = tokenizer(prompt).input_ids
+            if len(ids) > tokenizer.model_max_length:
+                raise PairError(
+                    f"{prompt!r} has {len(ids)} tokens, and {attribute} cuts off at {tokenizer.model_max_length}."
+                )
+            unknown = tokenizer.unk_token_id
+            special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+            if unknown is not None and unknown in ids and unknown not in special:
+                words = [word for word in prompt.split() if unknown in tokenizer(word).input_ids]
+                raise PairError(f"{prompt!r}: {attribute} knows no word {', '.join(map(repr, words))}.")
