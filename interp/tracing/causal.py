@@ -43,12 +43,13 @@ from interp.models.prompts import Prompts
 from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.statistics import bootstrap_interval
+from interp.statistics import bootstrap_interval, recovered
 from interp.tasks.pairs import PromptPair, Task
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+    from xarray import Dataset
 
 PARTS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last token")
@@ -77,6 +78,31 @@ class TraceResult(Result):
     def metric(self) -> str:
         """Name of the metric."""
         return str(self.provenance["metric"])
+
+    def recovered(self) -> Dataset:
+        """(mean restored − mean corrupted) / (mean clean − mean corrupted), over the grid.
+
+        1 is the clean run's value, 0 the corrupted run's. A ratio of means over facts, so that a fact whose
+        answer was hardly destroyed counts little (`interp.statistics.recovered` says more), each role's over the
+        facts that have it; for one fact, over its noise draws.
+
+        Returns:
+            An xarray.Dataset: `recovered`, and its 95 % bootstrap interval over facts (over noise draws, for
+            one fact), `low` and `high`. A role whose facts show no gap of their own is NaN.
+
+        Raises:
+            PairError: clean and corrupted do not differ by more than the gap's own uncertainty.
+        """
+        import xarray as xr
+
+        m, data = self.metric, self.data
+        *axes, examples = data[m].dims
+        clean = data[f"{m}_clean"].broadcast_like(data[examples]).values
+        found = recovered(data[m].values, clean, data[f"{m}_corrupted"].values, m, seed=self.provenance["seed"])
+        named = zip(("recovered", "low", "high"), found, strict=True)
+        return xr.Dataset({name: (axes, x, {"unit": "share of the gap"}) for name, x in named}).assign_coords(
+            {name: x for name, x in data.coords.items() if set(x.dims) <= set(axes)}
+        )
 
     def plot(self) -> Figure:
         """One fact: a heat map over its tokens. An average: a curve per role, with intervals."""
