@@ -105,8 +105,11 @@ class TraceResult(Result):
         )
 
     def plot(self) -> Figure:
-        """One fact: a heat map over its tokens. An average: a curve per role, with intervals."""
-        from interp.plots import curves, heatmap
+        """One fact: a heat map over its tokens. An average: a panel per role, with intervals over facts.
+
+        The dashed line of a panel is the corrupted value of the facts that have tokens of its role.
+        """
+        from interp.plots import heatmap, panels
 
         m = self.metric
         mean, low, high = (self.data[f"{m}_{name}"] for name in ("mean", "low", "high"))
@@ -115,10 +118,16 @@ class TraceResult(Result):
             f"p({answer[0]!r})" if m == "probability" and len(self.provenance["prompts"]) == 1 else m.replace("_", " ")
         )
         if "role" in mean.dims:
-            labels = [str(role) for role in self.data["role"].values]
-            return curves(
-                mean, x="layer", line="role", title=self.title, unit=unit, low=low, high=high, line_labels=labels,
-                quantity="mean", baseline=float(self.data[f"{m}_corrupted"].mean()),
+            scored = self.data["scored"].max("layer")
+            roles = self.data["role"].values[scored.values > 0]
+            has = self.data[m].notnull().any("layer")
+            ends = {end: float(self.data[f"{m}_{end}"].mean()) for end in ("clean", "corrupted")}
+            mean, low, high = (x.sel(role=roles) for x in (mean, low, high))
+            return panels(
+                mean, x="layer", panel="role", unit=unit, low=low, high=high, quantity="mean",
+                title=f"{self.title} · clean {ends['clean']:.3g}, corrupted {ends['corrupted']:.3g} (dashed)",
+                panel_labels=[f"{role} · {_count(int(scored.sel(role=role)), 'fact')}" for role in roles],
+                baseline=[float(self.data[f"{m}_corrupted"].where(has.sel(role=role)).mean()) for role in roles],
             )  # fmt: skip
         tokens = [str(t) for t in self.data["token"].values]
         many = self.data.sizes["noise"] > 1
@@ -145,6 +154,10 @@ class TraceResult(Result):
             value, at = float(mean.isel({axis: i, "layer": int(layer)})), int(data["layer"].values[int(layer)])
             lines.append(f"  {name:>16}{mark:10} best at layer {at:2d}: {value:.3f}")
         return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def trace(
