@@ -1,7 +1,8 @@
 """Curves: a value over layers, strengths or token roles, one line per condition, with its uncertainty.
 
 `curves` draws a few lines that are to be compared into one frame; `panels` gives each line a frame of its own,
-all with the same axes, where there are many and their bands would cover one another (averaged causal traces). Error bands are drawn for a numeric axis, error bars for a named one, where what lies between two points means
+all with the same axes, where there are many and their bands would cover one another (averaged causal traces).
+Error bands are drawn for a numeric axis, error bars for a named one, where what lies between two points means
 nothing.
 """
 
@@ -146,25 +147,36 @@ def panels(
     columns = min(columns, len(heads))
     rows = -(-len(heads) // columns)
     figure = make_subplots(
-        rows=rows, cols=columns, shared_xaxes="all", shared_yaxes="all", subplot_titles=heads,
+        rows=rows, cols=columns, subplot_titles=heads,
         horizontal_spacing=0.035, vertical_spacing=0.32 / (rows + 1),
     )  # fmt: skip
-    look = _look(0, len(at)) | {"showlegend": False}
-    look["marker"] = look["marker"] | {"size": 4}
+    look = _look(0, len(at))
+    look["marker"]["size"] = 4
     for index, name in enumerate(heads):
-        where = {"row": index // columns + 1, "col": index % columns + 1}
+        row, col = index // columns + 1, index % columns + 1
         interval = (ends[0][index], ends[1][index]) if ends else None
         if interval:
             for band in _bands(at, y[index], *interval, look["line"]["color"], name):
-                figure.add_trace(band, **where)
-        figure.add_trace(_curve(at, None, y[index], interval, name, False, look, (x, unit)), **where)
+                figure.add_trace(band, row=row, col=col)
+        figure.add_trace(_curve(at, None, y[index], interval, name, False, look, (x, unit)), row=row, col=col)
         if baseline is not None:
-            figure.add_hline(y=baseline[index], line={"color": "#555555", "width": 1, "dash": "dash"}, **where)
+            dashes = {"color": "#555555", "width": 1, "dash": "dash"}
+            level = float(baseline[index])
+            figure.add_shape(
+                type="line", x0=0, x1=1, y0=level, y1=level, xref="x domain", line=dashes, row=row, col=col
+            )
     width = 60 + 240 * columns
     top = style.title_height(title, width) + 24
     style.dress(figure, title, width, top + 190 * rows + 60)
     _axes(figure, at, None, "", "", False)
-    # The last frame of each column carries the numbers of its axis.
+    figure.update_layout(showlegend=False)
+    for letter, axes in (("x", figure.select_xaxes()), ("y", figure.select_yaxes())):
+        for axis in list(axes)[1:]:
+            axis.matches = letter
+    # The last frame of each column and the first of each row carry the numbers.
+    figure.update_xaxes(showticklabels=False)
+    for column in range(1, columns):
+        figure.update_yaxes(showticklabels=False, col=column + 1)
     for column in range(columns):
         lowest = rows - (column >= len(heads) - (rows - 1) * columns)
         figure.update_xaxes(
