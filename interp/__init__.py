@@ -1,4 +1,4 @@
-"""interp: causal, mechanistic interpretability of transformers (diffusion models: not yet).
+"""interp: causal, mechanistic interpretability of transformers and diffusion models.
 
 The names below are loaded when they are first used, so that `import interp` is light.
 """
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 _HOMES = {
     "load": "interp.models.load",
     "LanguageModel": "interp.models.language_model",
+    "Denoiser": "interp.models.denoiser",
+    "Sampling": "interp.models.denoiser",
+    "Branch": "interp.models.guidance",
     "Prompts": "interp.models.prompts",
     "Site": "interp.models.site",
     "Replace": "interp.interventions.edits",
@@ -20,7 +23,9 @@ _HOMES = {
     "Swap": "interp.interventions.edits",
     "Knockout": "interp.interventions.edits",
     "When": "interp.interventions.edits",
+    "UnderPrompt": "interp.interventions.edits",
     "Run": "interp.interventions.captured",
+    "DenoisingRun": "interp.interventions.captured",
     "run": "interp.interventions.run",
     "generate": "interp.interventions.generate",
     "sweep": "interp.interventions.sweep",
@@ -40,6 +45,7 @@ __all__ = [*_HOMES, "tasks"]
 if TYPE_CHECKING:
     from interp import tasks as tasks
     from interp.errors import InterpError as InterpError
+    from interp.interventions.captured import DenoisingRun as DenoisingRun
     from interp.interventions.captured import Run as Run
     from interp.interventions.differentiable import differentiable as differentiable
     from interp.interventions.edits import Ablate as Ablate
@@ -48,12 +54,16 @@ if TYPE_CHECKING:
     from interp.interventions.edits import Replace as Replace
     from interp.interventions.edits import Scale as Scale
     from interp.interventions.edits import Swap as Swap
+    from interp.interventions.edits import UnderPrompt as UnderPrompt
     from interp.interventions.edits import When as When
     from interp.interventions.generate import generate as generate
     from interp.interventions.run import run as run
     from interp.interventions.schedule import Savings as Savings
     from interp.interventions.sweep import plan_sweep as plan_sweep
     from interp.interventions.sweep import sweep as sweep
+    from interp.models.denoiser import Denoiser as Denoiser
+    from interp.models.denoiser import Sampling as Sampling
+    from interp.models.guidance import Branch as Branch
     from interp.models.language_model import LanguageModel as LanguageModel
     from interp.models.load import load as load
     from interp.models.prompts import Prompts as Prompts

@@ -1,14 +1,18 @@
-"""`Run`: what one execution of a model returned: logits, captured activations, and how it was made."""
+"""What one execution of a model returned: a `Run` of a language model, a `DenoisingRun` of a pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import SiteError
+from interp.models.denoiser import Sampling
+from interp.models.guidance import Branch
 from interp.models.prompts import Prompts
 from interp.models.site import Site
 
@@ -35,18 +39,7 @@ class Run:
         Raises:
             SiteError: the site was not captured.
         """
-        if isinstance(site, str):
-            site = Site.parse(site)
-        elif isinstance(site, tuple):
-            site = Site(*site)
-        if site in self.activations:
-            return self.activations[site]
-        whole = self.activations.get(site.all_heads)
-        if whole is None or site.head is None:
-            have = ", ".join(map(str, self.activations)) or "none"
-            raise SiteError(f"{site} was not captured in this run. Captured: {have}.")
-        axis = 1 if site.part in ("attn_scores", "attn_pattern") else 2
-        return whole.select(axis, site.head)
+        return _captured(self.activations, site, 2)
 
     def last_logits(self) -> Float[Tensor, "batch d_vocab"]:
         """Logits at each prompt's last token."""
@@ -58,3 +51,79 @@ class Run:
     def __repr__(self) -> str:
         sites = ", ".join(map(str, list(self.activations)[:6])) + (" …" if len(self.activations) > 6 else "")
         return f"Run({len(self.prompts)} prompts × {self.prompts.ids.shape[1]} tokens; captured: {sites or 'nothing'})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenoisingRun:
+    """One run of a diffusion pipeline.
+
+    Attributes:
+        sampling: what was asked for.
+        images: pictures in [0, 1]; `None` where the run stopped before the end.
+        latents: what the denoiser received at each step.
+        timesteps: of the scheduler, and `sigmas` the noise levels σ/α, of every step.
+        steps: the steps at which activations were kept.
+        branches: the branches that were kept.
+        activations: the captured sites, after any edit made there: [step, branch, row, pos, …]; of the text encoders
+            [branch, row, pos, …].
+    """
+
+    sampling: Sampling
+    images: Float[Tensor, "row 3 height width"] | None
+    latents: Float[Tensor, "step row ..."]
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    steps: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    activations: Mapping[Site, Tensor]
+
+    def __getitem__(self, site: Site | str | tuple) -> Tensor:
+        """A captured activation: `run["cross_attn_out", "up.1.0"]`, `run["up.1.0.cross_attn_out"]`.
+
+        Raises:
+            SiteError: the site was not captured.
+        """
+        return _captured(self.activations, site, -2)
+
+    def at(self, site: Site, step: int | None, branch: Branch) -> Float[Tensor, "row pos ..."]:
+        """The activation at one step (`None` for a text encoder's) in one branch.
+
+        Raises:
+            SiteError: the site, step or branch was not captured.
+        """
+        x = self[site]
+        if branch not in self.branches or (step is not None and step not in self.steps):
+            raise SiteError(
+                f"{site} at step {step} in branch {branch.value!r} was not captured; this run kept steps "
+                f"{list(self.steps)} of {', '.join(b.value for b in self.branches)}."
+            )
+        b = self.branches.index(branch)
+        return x[b] if step is None else x[self.steps.index(step), b]
+
+    def pictures(self) -> list[Any]:
+        """The images as PIL images."""
+        from PIL import Image
+
+        if self.images is None:
+            raise SiteError("This run stopped before its pictures were made.")
+        scaled = (self.images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(picture) for picture in scaled]
+
+    def __repr__(self) -> str:
+        sites = ", ".join(map(str, list(self.activations)[:6])) + (" …" if len(self.activations) > 6 else "")
+        return f"DenoisingRun({len(self.sampling)} rows × {len(self.timesteps)} steps; captured: {sites or 'nothing'})"
+
+
+def _captured(activations: Mapping[Site, Tensor], site: Site | str | tuple, head_axis: int) -> Tensor:
+    if isinstance(site, str):
+        site = Site.parse(site)
+    elif isinstance(site, tuple):
+        site = Site(*site)
+    if site in activations:
+        return activations[site]
+    whole = activations.get(site.all_heads)
+    if whole is None or site.head is None:
+        have = ", ".join(map(str, activations)) or "none"
+        raise SiteError(f"{site} was not captured in this run. Captured: {have}.")
+    axis = 1 if site.part in ("attn_scores", "attn_pattern") else head_axis
+    return whole.select(axis, site.head)

@@ -11,7 +11,7 @@ Common arguments:
         `attn_scores` and `attn_pattern` these are query positions.
     rows: indices of the prompts concerned; `None`: all.
     units: indices on the last axis (neurons, for `mlp_act`); `None`: all.
-    when: generated steps concerned, in `generate` only; `None`: every step.
+    when: passes of `generate` or of a denoising run that are concerned; `None`: every one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,51 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from interp.interventions.captured import Run
+from interp.interventions.captured import DenoisingRun, Run
+from interp.models.guidance import Branch
 from interp.models.site import Site
 
 Positions: TypeAlias = int | Sequence[int] | Tensor | None
-Value: TypeAlias = float | Tensor | Run
+
+
+@dataclass(frozen=True, slots=True)
+class UnderPrompt:
+    """What the activation would be in this very state under another prompt: *state-matched* patching.
+
+    Wherever an edit with this value acts, the denoiser also runs on the edited row's own x_t with the other prompt,
+    unedited, and the value is taken from there. (A `DenoisingRun` as value is *trajectory-matched*: it holds what the
+    other run had at the same step, on its own x_t.)
+
+    Attributes:
+        prompt: the other prompt (class label), the same for every edited row, or one for each row of the batch.
+        negative: its negative prompt; `None`: the row's own.
+    """
+
+    prompt: str | int | tuple[str, ...] | tuple[int, ...]
+    negative: str | None = None
+
+
+Value: TypeAlias = float | Tensor | Run | DenoisingRun | UnderPrompt
 """A number; a tensor that broadcasts to [row, position, (head,) width]; or a run, whose activation at
-the same site, row and position is taken (a run of one prompt serves every row)."""
+the same site, row and position (and step and branch) is taken (a run of one row serves every row)."""
 
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """Generated steps: 0 is the pass over the prompt, `k` the pass that reads the k-th new token."""
+    """In which passes of a run an edit acts: all that every given condition admits.
 
-    steps: Collection[int]
+    Attributes:
+        steps: in `generate`, 0 is the pass over the prompt and `k` the pass that reads the k-th new token; in a
+            denoising run, `k` is the k-th step, 0 the noisiest. Text encoders run before all steps, in none.
+        timesteps: (lowest, highest) timestep of the scheduler, both included; denoising only.
+        sigmas: (lowest, highest) noise level σ/α, both included; denoising only.
+        branch: the branch of classifier-free guidance; `None` means both. Denoising only.
+    """
+
+    steps: Collection[int] | None = None
+    timesteps: tuple[float, float] | None = None
+    sigmas: tuple[float, float] | None = None
+    branch: Branch | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -141,7 +141,13 @@ class _Steps:
         self.pad = self.lengths.max() - self.lengths
         self.keys = KeyAxis(prompts, n_steps - 1)
         for edit in edits:
-            steps = None if edit.when is None else set(edit.when.steps)
+            steps = None if edit.when is None or edit.when.steps is None else set(edit.when.steps)
+            if edit.when is not None and (edit.when.timesteps, edit.when.sigmas, edit.when.branch) != (
+                None,
+                None,
+                None,
+            ):
+                raise InterpError(f"The edit at {edit.site}: a generated token has no timestep, sigma or branch.")
             if steps is not None and (not steps or min(steps) < 0 or max(steps) >= n_steps):
                 raise InterpError(f"The edit at {edit.site} names steps {sorted(steps)}; there are 0 to {n_steps - 1}.")
             if edit.positions is not None and steps is not None and 0 not in steps:
@@ -153,7 +159,9 @@ class _Steps:
         self.places = _SteppedPlaces(self, everywhere, {site.all_heads for site in sites})
 
     def _compiled(self, model: LanguageModel, edits: Sequence[Edit], step: int) -> Plan:
-        acting = [replace(e, when=None) for e in edits if e.when is None or step in e.when.steps]
+        acting = [
+            replace(e, when=None) for e in edits if e.when is None or e.when.steps is None or step in e.when.steps
+        ]
         if step:  # the text so far, of which the last token is read
             acting = [replace(edit, positions=-1) for edit in acting if edit.positions is None]
         return compile_variants(model, _grown(self.keys.prompts, step), [acting], keys=self.keys)

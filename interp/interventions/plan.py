@@ -21,7 +21,8 @@ from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import Run
 from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Scale, Swap, Value
 from interp.kernels.apply_edits import apply_edits, swap_subspace
-from interp.models.language_model import LanguageModel, weight_of
+from interp.models.denoiser import Denoiser
+from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
 
@@ -34,7 +35,7 @@ class Ops:
     """Edits of one site that can be applied together: distinct places, one operation.
 
     `group` is the head (0 for a part without heads); with `by_unit`, the flat index on (head, width), and
-    operands are single numbers.
+    operands are single numbers. In `live` ops `operand` is the number of a `LiveRow`, still without a table.
     """
 
     site: Site
@@ -47,6 +48,7 @@ class Ops:
     keep: np.ndarray
     operand: Index
     table: Tensor
+    live: bool = False
 
     def __len__(self) -> int:
         return len(self.variant)
@@ -92,12 +94,19 @@ class KeyAxis:
 
 
 def compile_variants(
-    model: LanguageModel, prompts: Prompts, variants: Sequence[Sequence[Edit]], *, keys: KeyAxis | None = None
+    model: LanguageModel | Denoiser,
+    prompts: Prompts,
+    variants: Sequence[Sequence[Edit]],
+    *,
+    keys: KeyAxis | None = None,
 ) -> Plan:
     """The plan of many variants, each applied to every prompt.
 
     Args:
         keys: of attention edits, where they are not just the tokens of `prompts` (`generate`).
+
+    Args:
+        prompts: the rows, with as many tokens as a row has positions at the edited sites: for a denoiser, cells.
 
     Raises:
         SiteError: a part, layer or head that the model does not have or cannot serve.
@@ -112,14 +121,14 @@ def compile_variants(
         for edit in edits:
             parts = _resolve(model, prompts, edit, keys, checks)
             site = parts.site
-            key = (site, wave[site], parts.by_unit, None if parts.basis is None else id(parts.basis))
+            key = (site, wave[site], parts.by_unit, None if parts.basis is None else id(parts.basis), parts.live)
             wave[site] += 1
             if key not in gathered:
                 gathered[key] = _Gathered(parts.basis)
             gathered[key].add(variant, parts)
     sites: dict[Site, list[Ops]] = defaultdict(list)
-    for (site, _, by_unit, _), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
-        sites[site].append(ops.build(site, by_unit))
+    for (site, _, by_unit, _, live), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
+        sites[site].append(ops.build(site, by_unit, live))
     return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
 
 
@@ -136,6 +145,7 @@ class _Resolved:
     table: Tensor
     by_unit: bool = False
     basis: Tensor | None = None
+    live: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -158,10 +168,23 @@ class _Gathered:
         self.columns["keep"].append(np.full(n, parts.keep))
         self.columns["operand"].append(parts.operand + start)
 
-    def build(self, site: Site, by_unit: bool) -> Ops:
+    def build(self, site: Site, by_unit: bool, live: bool) -> Ops:
         tables = [table for _, table in self.tables.values()]
         columns = {name: np.concatenate(arrays) for name, arrays in self.columns.items()}
-        return Ops(site, by_unit, self.basis, table=tables[0] if len(tables) == 1 else torch.cat(tables), **columns)
+        return Ops(
+            site, by_unit, self.basis, table=tables[0] if len(tables) == 1 else torch.cat(tables), live=live, **columns
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """As the value of an edit: what another row of the same pass has at the same place.
+
+    Attributes:
+        number: which other row; who applies the plan knows.
+    """
+
+    number: int
 
 
 class _Checks:
@@ -191,12 +214,14 @@ class _Checks:
         return self._tables[key][1]
 
 
-def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, keys: KeyAxis, checks: _Checks) -> _Resolved:
+def _resolve(
+    model: LanguageModel | Denoiser, prompts: Prompts, edit: Edit, keys: KeyAxis, checks: _Checks
+) -> _Resolved:
     site = model.check(edit.site)
     if isinstance(edit, Knockout):
         return _resolve_knockout(model, prompts, edit, keys)
     example, position, slot, n_slots = checks.places(prompts, edit.positions, edit.rows, site)
-    heads = model.heads_of(site.part) or 1
+    heads = model.heads_of(site) or 1
     chosen = np.arange(heads) if site.head is None else np.array([site.head])
     units = getattr(edit, "units", None)
     match edit:
@@ -211,21 +236,24 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, keys: KeyAxis, 
             value, keep = _ablation(prompts, edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
-    width = model.width_of(site.part) or keys.width
+    width = model.width_of(site) or keys.width
     table, row_stride, slot_stride, head_stride, by_place = _table(
         model, prompts, site, value, edit, width, n_slots, checks
     )
-    if by_place:  # a run: indexed by (row, position) of the source
+    if isinstance(value, LiveRow):
+        start = np.full(len(example), value.number)
+    elif by_place:  # a run: indexed by (row, position) of the source
         start = example * row_stride + position * slot_stride
     else:
         rows = np.arange(len(prompts)) if edit.rows is None else np.asarray(edit.rows)
         row_rank = np.searchsorted(rows, example, sorter=np.argsort(rows))
         start = np.argsort(rows)[row_rank] * row_stride + slot * slot_stride
     group = np.tile(chosen, len(example))
-    operand = np.repeat(start, len(chosen)) + group * head_stride
+    operand = np.repeat(start, len(chosen)) + group * head_stride  # a live row has no strides
     example, position = np.repeat(example, len(chosen)), np.repeat(position, len(chosen))
     basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
-    resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis)
+    live = isinstance(value, LiveRow)
+    resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis, live=live)
     return resolved if units is None else _by_unit(model, resolved, np.asarray(units), value, checks)
 
 
@@ -278,7 +306,7 @@ def position_grid(prompts: Prompts, positions: Positions) -> Int[Tensor, "batch 
 
 
 def _table(
-    model: LanguageModel,
+    model: LanguageModel | Denoiser,
     prompts: Prompts,
     site: Site,
     value: Value,
@@ -288,7 +316,7 @@ def _table(
     checks: _Checks,
 ) -> tuple[Tensor, int, int, int, bool]:
     """(operands [n, width], row stride, slot stride, head stride or 0, indexed by source place?)."""
-    heads = model.heads_of(site.part)
+    heads = model.heads_of(site)
     attention = site.part in ATTENTION_PARTS
     if isinstance(value, Run):
         source = value[site.all_heads]
@@ -321,9 +349,10 @@ def _table(
             1 if len(tail) == 2 else 0,
             False,
         )
-    like = weight_of(model.unembed)
-    number = float(value)
-    table = checks.table(None, (width, number), lambda: like.new_full((1, width), number), str(site))
+    number = 0.0 if isinstance(value, LiveRow) else float(value)
+    table = checks.table(
+        None, (width, number), lambda: torch.full((1, width), number, dtype=model.dtype, device=model.device), str(site)
+    )
     return table, 0, 0, 0, False
 
 
@@ -355,6 +384,8 @@ def _finite(number: float, site: Site) -> float:
 def _scaled(value: Value, scale: float, site: Site) -> Value:
     if scale == 1.0:
         return value
+    if isinstance(value, LiveRow):
+        raise InterpError(f"The edit at {site} scales by {scale} what another prompt would have; only 1 is served.")
     if isinstance(value, Run):
         return replace(value, activations={site.all_heads: scale * value[site.all_heads]})
     return scale * value
@@ -393,8 +424,8 @@ def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
     return mean if site.head is None else mean[site.head]
 
 
-def _basis(model: LanguageModel, site: Site, basis: Tensor) -> Tensor:
-    width = model.width_of(site.part)
+def _basis(model: LanguageModel | Denoiser, site: Site, basis: Tensor) -> Tensor:
+    width = model.width_of(site)
     if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] > basis.shape[0]:
         raise ShapeError(
             f"Swap at {site}: the basis has shape {list(basis.shape)}; it must be [{width}, rank ≤ {width}]."
@@ -406,9 +437,11 @@ def _basis(model: LanguageModel, site: Site, basis: Tensor) -> Tensor:
     return basis
 
 
-def _by_unit(model: LanguageModel, whole: _Resolved, units: np.ndarray, value: Value, checks: _Checks) -> _Resolved:
+def _by_unit(
+    model: LanguageModel | Denoiser, whole: _Resolved, units: np.ndarray, value: Value, checks: _Checks
+) -> _Resolved:
     """The same edit on single units of the last axis: groups are flat (head, unit) indices."""
-    width = model.width_of(whole.site.part)
+    width = model.width_of(whole.site)
     if width is None:
         raise SiteError(f"{whole.site} has keys, not units; edit whole rows, or cut edges with Knockout.")
     if units.min() < 0 or units.max() >= width:
@@ -417,18 +450,19 @@ def _by_unit(model: LanguageModel, whole: _Resolved, units: np.ndarray, value: V
         )
     n, columns = len(units), whole.table.shape[-1]
     own = np.arange(n) if isinstance(value, Tensor) else units
+    at_unit = np.repeat(whole.operand, n) * columns + np.tile(own, len(whole.operand))
     return replace(
         whole,
         example=np.repeat(whole.example, n),
         position=np.repeat(whole.position, n),
         group=np.repeat(whole.group, n) * width + np.tile(units, len(whole.group)),
-        operand=np.repeat(whole.operand, n) * columns + np.tile(own, len(whole.operand)),
+        operand=np.repeat(whole.operand, n) if whole.live else at_unit,
         table=checks.table(whole.table, ("unit",), lambda: whole.table.reshape(-1, 1), str(whole.site)),
         by_unit=True,
     )
 
 
-def _resolve_knockout(model: LanguageModel, prompts: Prompts, edit: Knockout, keys: KeyAxis) -> _Resolved:
+def _resolve_knockout(model: LanguageModel | Denoiser, prompts: Prompts, edit: Knockout, keys: KeyAxis) -> _Resolved:
     """A knockout adds −inf to the scores of the cut edges."""
     site = edit.site
     example, position, _, _ = _places(prompts, edit.positions, edit.rows, site)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.interventions.captured import Run
-from interp.interventions.edits import Edit, Positions
+from interp.interventions.captured import DenoisingRun, Run
+from interp.interventions.denoise import denoise
+from interp.interventions.edits import Edit, Positions, When
 from interp.interventions.plan import Ops, Plan, compile_variants, position_grid
 from interp.kernels.segment_attention import Segment, segment_attention
+from interp.models.denoiser import Denoiser, Sampling
 from interp.models.hooks import Core, Watcher, attention_options, routed, tapped
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
@@ -30,6 +32,7 @@ Captures = Sequence[Site | str]
 """Sites, hook names, or bare part names, which mean every layer of the part."""
 
 
+@overload
 def run(
     model: LanguageModel,
     inputs: str | Sequence[str] | Prompts | Tensor,
@@ -39,27 +42,63 @@ def run(
     positions: Positions = None,
     logits: bool = True,
     grad: bool = False,
-) -> Run:
+) -> Run: ...
+
+
+@overload
+def run(
+    model: Denoiser,
+    inputs: str | int | Sequence[str] | Sequence[int] | Sampling,
+    edits: Sequence[Edit] = (),
+    capture: Captures = (),
+    *,
+    positions: Positions = None,
+    when: When | None = None,
+    **settings: Any,
+) -> DenoisingRun: ...
+
+
+def run(
+    model: LanguageModel | Denoiser,
+    inputs: Any,
+    edits: Sequence[Edit] = (),
+    capture: Captures = (),
+    *,
+    positions: Positions = None,
+    logits: bool = True,
+    grad: bool = False,
+    when: When | None = None,
+    **settings: Any,
+) -> Run | DenoisingRun:
     """One forward pass of the network's own code, with edits applied and activations captured.
 
-    Without edits, the logits are bit for bit those of the untouched network.
+    Without edits, the logits are bit for bit those of the untouched network. On a diffusion pipeline: one whole
+    denoising loop of the pipeline's own call, and the same promise about its pictures.
 
     Args:
-        inputs: prompts (text, or tokens from `model.prompts`).
+        inputs: prompts (text, or tokens from `model.prompts`; for a pipeline what `model.sampling` takes).
         edits: applied in list order, to the prompts and positions that each names.
         capture: sites, hook names, or part names (every layer); recorded after any edit made there.
         positions: keep captures at these positions only (queries, for attention scores and patterns):
             an int, a list, or a [batch, n] tensor; negative ones count from each prompt's end.
         logits: `False` keeps none, and spares most of the unembedding.
         grad: keep the autograd graph.
+        when: steps and branch of a denoising run to capture; all if not given.
+        **settings: of a denoising run: `negative`, `seeds`, `steps`, `guidance` … as in `Denoiser.sampling`.
 
     Returns:
-        Logits [batch, pos, d_vocab] and the captured activations.
+        Logits [batch, pos, d_vocab] and the captured activations; of a pipeline a `DenoisingRun`.
 
     Raises:
         InterpError: as `compile_variants`, before the forward pass.
         UnfiredError: a place that the forward pass never reached.
     """
+    if isinstance(model, Denoiser):
+        if grad or not logits:
+            raise InterpError("A denoising run has no logits, and keeps no graph: leave `logits` and `grad` out.")
+        return denoise(model, model.sampling(inputs, **settings), edits, capture, when=when, positions=positions)
+    if settings or when is not None:
+        raise InterpError(f"{', '.join(settings) or 'when'}: only a denoising run has such a setting.")
     prompts = model.prompts(inputs)
     if any(edit.when is not None for edit in edits):
         raise InterpError("`when` names generated steps; use interp.generate, or leave it out.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InterpError, LoadError, PairError, SiteError, nearest
+from interp.errors import InterpError, LoadError, PairError, SiteError, UnfiredError, nearest
 from interp.models.guidance import UNGUIDED, Branch, Guidance, measure
+from interp.models.hooks import Watcher, tapped
 from interp.models.pipelines import PipelineFamily, check_words, encode, family_of
 from interp.models.site import ATTENTION_PROJECTIONS, BLOCK_PARTS, DENOISER_PARTS, Site
 from interp.models.tap import Tap
@@ -94,6 +96,9 @@ class Denoiser:
     steps: int
     scale: float
     guidance: Guidance
+    widths: Mapping[Site, int] = field(default_factory=dict)
+    """Size of the last axis at each site that a step reaches, as seen on loading."""
+    _token_counts: dict[Any, dict[Site | None, int]] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +217,9 @@ class Denoiser:
         site = Site.parse(site) if isinstance(site, str) else site
         if site.layer is None:
             if site.part not in DENOISER_PARTS or (site.part == "time_embed" and self.time_embed is None):
-                raise SiteError(f"{self.name} has no {site}: it is a diffusion pipeline." + nearest(site.part, DENOISER_PARTS))
+                raise SiteError(
+                    f"{self.name} has no {site}: it is a diffusion pipeline." + nearest(site.part, DENOISER_PARTS)
+                )
             return site
         if str(site.layer).startswith("text"):
             if site not in self.text:
@@ -246,9 +253,55 @@ class Denoiser:
     def _spatial_latents(self) -> bool:
         return type(self.network).__name__ != "FluxTransformer2DModel"  # which packs 2×2 latents into a token itself
 
-    def heads_at(self, site: Site) -> int | None:
+    def heads_of(self, site: Site) -> int | None:
         """Number of heads on a site's head axis, `None` without one."""
         return self.tap(site).heads
+
+    def width_of(self, site: Site) -> int:
+        """Size of a site's last axis: channels, or a head's width."""
+        return self.widths[site.all_heads]
+
+    def grid_of(self, site: Site, sampling: Sampling) -> tuple[int, int]:
+        """(rows, columns) of the cells that a site's positions count, row by row; (1, n) for tokens."""
+        if site in self.text:
+            return 1, self._tokens(sampling)[site]
+        if site.part in ("cross_k", "cross_v"):
+            return 1, self._tokens(sampling)[None]
+        if site.part == "time_embed":
+            return 1, 1
+        height, width = self.latent_size(sampling)
+        if hasattr(self.network, "down_blocks"):
+            for _ in range(0 if site.layer is None else self.blocks[str(site.layer)].level):
+                height, width = -(-height // 2), -(-width // 2)
+            return height, width
+        if site.layer is None and self._spatial_latents:
+            return height, width
+        patch = 2 if not self._spatial_latents else int(self.network.config.patch_size)  # type: ignore[union-attr]
+        return height // patch, width // patch
+
+    def _tokens(self, sampling: Sampling) -> dict[Site | None, int]:
+        """Tokens at each site of the text encoders, padding included; under `None` those that the denoiser reads."""
+        length = sampling.options.get("max_sequence_length")
+        if length not in self._token_counts:
+            found: dict[Site | None, int] = {}
+            embeds: dict[str, Tensor] = {}
+            with suppress(UnfiredError), tapped(_watch_shapes(self.text, found), 1, first=True):
+                embeds = self.embeddings(sampling.select([0]), Branch.COND)
+            found = {site: shape[1] for site, shape in found.items()}
+            if "prompt_embeds" in embeds:
+                found[None] = embeds["prompt_embeds"].shape[1]
+            self._token_counts[length] = found
+        return self._token_counts[length]
+
+    def latent_size(self, sampling: Sampling) -> tuple[int, int]:
+        """(height, width) of the latents of a sampling."""
+        options, scale = sampling.options, getattr(self.pipeline, "vae_scale_factor", 8)
+        if "latents" in options and options["latents"].ndim == 4:
+            return tuple(options["latents"].shape[-2:])
+        size = getattr(self.pipeline, "default_sample_size", None) or self.network.config.sample_size  # type: ignore[union-attr]
+        whole = (size, size) if isinstance(size, int) else tuple(size)
+        asked = (options.get("height"), options.get("width"))
+        return tuple(n if pixels is None else int(pixels) // scale for n, pixels in zip(whole, asked, strict=True))
 
     def stage_of(self, site: Site) -> int:
         """Index of the first stage that an edit of this site can change; the number of stages for `prediction`."""
@@ -389,7 +442,7 @@ def text_taps(pipeline: Any, family: PipelineFamily) -> dict[Site, Tap]:
                 taps[Site("resid_post", f"{address}.{i}")] = Tap(layer, "output")
             taps[Site("final_norm", address)] = Tap(inner.final_layer_norm, "output")
         else:
-            taps[Site("embed", address)] = Tap(encoder.shared, "output")
+            taps[Site("embed", address)] = Tap(encoder.encoder.embed_tokens, "output")
             for i, layer in enumerate(encoder.encoder.block):
                 taps[Site("resid_pre", f"{address}.{i}")] = Tap(layer, "input")
                 taps[Site("resid_post", f"{address}.{i}")] = Tap(layer, "output")
@@ -451,4 +504,30 @@ def describe_pipeline(pipeline: Any, name: str) -> Denoiser:
         with torch.no_grad():
             pipeline(**guided.arguments(sampling, embeds))
 
-    return replace(model, guidance=measure(probe, network, pipeline.scheduler, 3.0))
+    guidance = measure(probe, network, pipeline.scheduler, 3.0)
+    return _measured(replace(model, guidance=guidance))
+
+
+def _measured(model: Denoiser) -> Denoiser:
+    """The model with the width of every site, and without sites that a step never reaches."""
+    shapes: dict[Site, torch.Size] = {}
+    sampling = Sampling((0,) if model.family.whole_numbers else ("a",), None, (0,), 1, 0.0)
+    with suppress(UnfiredError), tapped(_watch_shapes(model.text, shapes), 1, first=True):
+        embeds = model.embeddings(sampling, Branch.COND)
+    own = [Site("latents"), Site("prediction"), *([] if model.time_embed is None else [Site("time_embed")])]
+    inner = [Site(part, address) for address, block in model.blocks.items() for part in block.taps]
+    taps = {site: model.tap(site) for site in [*own, *inner]}
+    with torch.no_grad(), suppress(UnfiredError), tapped(_watch_shapes(taps, shapes), 1):
+        model.pipeline(**model.arguments(sampling, embeds))
+    for address, block in model.blocks.items():
+        for part in [part for part in block.taps if Site(part, address) not in shapes]:
+            del block.taps[part]
+    text = {site: tap for site, tap in model.text.items() if site in shapes}
+    return replace(model, text=text, widths={site: shape[-1] for site, shape in shapes.items()})
+
+
+def _watch_shapes(taps: Mapping[Site, Tap], shapes: dict) -> list[tuple[str, Tap, Watcher]]:
+    def watch(site: Site) -> Watcher:
+        return lambda x: shapes.__setitem__(site, x.shape)
+
+    return [(str(site), tap, watch(site)) for site, tap in taps.items()]

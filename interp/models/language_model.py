@@ -136,14 +136,16 @@ class LanguageModel:
             )
         return site
 
-    def heads_of(self, part: str) -> int | None:
-        """Number of heads on a part's head axis, `None` for a part without one."""
+    def heads_of(self, site: Site | str) -> int | None:
+        """Number of heads on the head axis of a site or part, `None` without one."""
+        part = site if isinstance(site, str) else site.part
         if part in ("k", "v"):
             return self.n_kv_heads
         return self.n_heads if part in ("q", "z", "head_result") or part in ATTENTION_PARTS else None
 
-    def width_of(self, part: str) -> int | None:
-        """Size of a part's last axis; `None` for attention scores and patterns (the keys)."""
+    def width_of(self, site: Site | str) -> int | None:
+        """Size of the last axis of a site or part; `None` for attention scores and patterns (the keys)."""
+        part = site if isinstance(site, str) else site.part
         if part in ATTENTION_PARTS:
             return None
         if part in ("q", "k", "v", "z"):

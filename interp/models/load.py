@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from interp.errors import LoadError
+from interp.models.denoiser import Denoiser, describe_pipeline
 from interp.models.checks import prove_replay, prove_sums
 from interp.models.families import FAMILIES, REFUSED, Family
 from interp.models.language_model import LanguageModel, Layer, weight_of
 
-EMBEDDED = ("smollm2-135m",)
-"""Models that need no hub."""
+EMBEDDED = ("smollm2-135m", "shapes")
+"""Models that need no hub: a language model and a text-to-image model."""
 
 
 def load(
@@ -26,19 +27,22 @@ def load(
     name: str | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
-) -> LanguageModel:
-    """A language model, from what a researcher has.
+) -> LanguageModel | Denoiser:
+    """A language model or a diffusion pipeline, from what a researcher has.
 
     `x` may be
 
-    - `"smollm2-135m"`, the embedded default, which needs no hub;
-    - a Hugging Face hub id, or the path of a folder with safetensors weights;
+    - `"smollm2-135m"` or `"shapes"`, the embedded defaults for text and for images, which need no hub;
+    - a Hugging Face hub id, or the path of a folder with safetensors weights (of a pipeline, if it has a
+      `model_index.json`);
     - an `nn.Module` of transformers with its tokenizer;
+    - a pipeline of diffusers;
     - a TransformerLens `TransformerBridge`;
     - an nnsight `LanguageModel` (experiments then run through nnsight).
 
     The network is put in evaluation mode by nobody but its owner: one that is training is refused.
-    Loading proves the model's sites (`interp.models.checks`); it takes three short forward passes.
+    Loading proves the model's sites (`interp.models.checks`) with three short forward passes; for a pipeline it
+    measures the layout of guidance and the shape of every site, with a few single steps.
 
     Args:
         name: what results call the model; its path or class otherwise.
@@ -49,12 +53,18 @@ def load(
         LoadError: nothing loadable, an unsupported kind of model (with the reason), weights that are
             not finite, or a proof that fails.
     """
+    if isinstance(x, str) and x == "shapes":
+        from interp.shapes.pipeline import load_pipeline
+
+        return describe_pipeline(_cast(load_pipeline(), dtype), name or x)
     if isinstance(x, str) and x in EMBEDDED:
         from interp.models.smollm2 import load_smollm2
 
         network, tokenizer = load_smollm2()
         network.requires_grad_(False)
         return describe(network if dtype is None else network.to(dtype), tokenizer, name or x)
+    if isinstance(x, str | Path) and _is_pipeline(x):
+        return describe_pipeline(_pipeline_from_pretrained(str(x), dtype or torch.float32), name or str(x))
     if isinstance(x, str | Path):
         network, tokenizer = _from_pretrained(str(x), tokenizer, dtype or torch.float32, trust_remote_code)
         return describe(network, tokenizer, name or str(x))
@@ -69,11 +79,13 @@ def load(
         network, own, runner = unwrap_nnsight(x)
         model = describe(network, tokenizer or own, name or _name_of(network))
         return replace(model, runner=runner, not_replayable="its forward passes run through nnsight")
+    if _comes_from(x, "diffusers"):
+        return describe_pipeline(x, name or getattr(x, "name_or_path", None) or type(x).__name__)
     if isinstance(x, nn.Module):
         return describe(x, tokenizer, name or _name_of(x))
     raise LoadError(
         f"Cannot load a {type(x).__name__}. Give a hub id or path, a transformers module with its tokenizer, a "
-        f"TransformerBridge, an nnsight LanguageModel, or one of {', '.join(map(repr, EMBEDDED))}."
+        f"diffusers pipeline, a TransformerBridge, an nnsight LanguageModel, or one of {', '.join(map(repr, EMBEDDED))}."
     )
 
 
@@ -99,6 +111,45 @@ def _from_pretrained(path: str, tokenizer: Any, dtype: torch.dtype, trust_remote
             f"safetensors weights, or an embedded model: {', '.join(map(repr, EMBEDDED))}."
         ) from error
     return network.requires_grad_(False), tokenizer
+
+
+def _is_pipeline(x: str | Path) -> bool:
+    """Whether a folder, or a repository of the hub, holds a pipeline."""
+    if Path(x).is_dir():
+        return (Path(x) / "model_index.json").is_file()
+    from transformers.utils import cached_file
+
+    return (
+        cached_file(
+            str(x),
+            "model_index.json",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        is not None
+    )
+
+
+def _pipeline_from_pretrained(path: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"Cannot load the pipeline {path!r}: {str(error).strip().splitlines()[0]}") from error
+    return _cast(pipeline, None)
+
+
+def _cast(pipeline: Any, dtype: torch.dtype | None) -> Any:
+    """The pipeline without gradients and progress bars, in another type if one is given."""
+    for module in pipeline.components.values():
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False)
+            if dtype is not None:
+                nn.Module.to(module, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def describe(network: nn.Module, tokenizer: Any, name: str) -> LanguageModel:

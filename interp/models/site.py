@@ -136,8 +136,12 @@ class Site:
             wants = "needs a layer" if self.part in LAYER_PARTS else "belongs to no layer"
             raise SiteError(f"Part {self.part!r} {wants}; got layer={self.layer}.")
         if self.head is not None and self.part not in HEAD_PARTS and self.part not in ATTENTION_PROJECTIONS:
-            having = [p for p in (*LAYER_PARTS, *ATTENTION_PROJECTIONS) if p in HEAD_PARTS or p in ATTENTION_PROJECTIONS]
-            raise SiteError(f"Part {self.part!r} has no heads; got head={self.head}. Parts with heads: {', '.join(having)}.")
+            having = [
+                p for p in (*LAYER_PARTS, *ATTENTION_PROJECTIONS) if p in HEAD_PARTS or p in ATTENTION_PROJECTIONS
+            ]
+            raise SiteError(
+                f"Part {self.part!r} has no heads; got head={self.head}. Parts with heads: {', '.join(having)}."
+            )
 
     def _check_address(self, address: str) -> None:
         if not _ADDRESS.fullmatch(address):

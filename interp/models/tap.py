@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Side = Literal["input", "shared_input", "output"]
@@ -55,7 +56,8 @@ class Tap:
         """`x` with the site's view replaced by `new`; `x` itself is not changed."""
         if self.spatial:
             channels_last = replace(self, spatial=False).write(x.flatten(-2).transpose(-1, -2), new)
-            return channels_last.transpose(-1, -2).reshape(x.shape)
+            # In the layout of x: convolutions of another layout may add in another order.
+            return torch.empty_like(x).copy_(channels_last.transpose(-1, -2).reshape(x.shape))
         if self.interleaved is not None:
             assert self.heads is not None
             out = x.unflatten(-1, (self.heads, 3, -1)).clone()

@@ -1,0 +1,599 @@
+"""One run of a diffusion pipeline, with edits applied and activations captured.
+
+The pipeline's own call runs: its loop, scheduler, guidance, decoder. Around it stands a clock, which knows for every
+call of the denoiser the step and, from the layout measured on loading, the branch and row of every line of the batch.
+Edits act and captures are taken by that address. What another prompt would have in the same state (`UnderPrompt`) is
+computed by *donor* rows, which ride along behind the rows asked for: whatever the scheduler made of them, the denoiser
+sees them with the x_t of the row that they serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interp.errors import InterpError, ShapeError, SiteError
+from interp.interventions.captured import DenoisingRun, Run
+from interp.interventions.edits import Ablate, Add, Edit, Knockout, Replace, Swap, UnderPrompt, When
+from interp.interventions.plan import Index, LiveRow, Ops, compile_variants
+from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
+from interp.models.guidance import Branch
+from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
+from interp.models.prompts import Prompts, from_token_lists
+from interp.models.site import Site
+from interp.models.tap import Tap
+
+_TEXT = -1
+"""The pass of the text encoders, before every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Timesteps of a scheduler, and their noise levels σ/α (infinite for pure noise)."""
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+
+    def admits(self, when: When | None, step: int, branch: Branch) -> bool:
+        """Whether an edit acts in this pass."""
+        if when is None:
+            return True
+        if when.branch not in (None, branch) or (when.steps is not None and step not in when.steps):
+            return False
+        bounds = ((when.timesteps, self.timesteps), (when.sigmas, self.sigmas))
+        return all(limit is None or limit[0] <= at[step] <= limit[1] for limit, at in bounds)
+
+
+def schedule_of(scheduler: Any) -> Schedule:
+    """The schedule that a pipeline has set."""
+    timesteps = [float(t) for t in scheduler.timesteps]
+    if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) >= len(timesteps):
+        sigmas = [float(s) for s in scheduler.sigmas[: len(timesteps)]]
+        if "FlowMatch" in type(scheduler).__name__:  # x_t = (1 − σ) x_0 + σ ε
+            sigmas = [s / (1 - s) if s < 1 else np.inf for s in sigmas]
+    else:
+        kept = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps]
+        sigmas = [((1 - a) / a) ** 0.5 if a > 0 else np.inf for a in kept]
+    return Schedule(tuple(timesteps), tuple(sigmas))
+
+
+def denoise(
+    model: Denoiser,
+    sampling: Sampling,
+    edits: Sequence[Edit] = (),
+    capture: Sequence[Site | str] = (),
+    *,
+    when: When | None = None,
+    positions: int | Sequence[int] | None = None,
+) -> DenoisingRun:
+    """Run a pipeline; `interp.run` on a denoiser.
+
+    Args:
+        edits: applied in list order; `rows` are rows of the sampling, `positions` cells (or tokens, in a text encoder
+            and for cross-attention's keys and values).
+        capture: sites, their names, or part names (every block); recorded after any edit made there.
+        when: steps and branch to capture; all if not given.
+        positions: keep captures at these positions only.
+
+    Raises:
+        InterpError: as `compile_variants`, before any denoising; an edit or capture in no pass of the run; captures
+            that take more than half of the free memory.
+        UnfiredError: a place that the run never reached.
+    """
+    return Denoising(model, sampling, [edits]).run(capture, when, positions)
+
+
+class Denoising:
+    """The rows of some variants of one sampling, compiled: checked in full before anything is denoised.
+
+    Args:
+        sampling: the base rows; every variant is a list of edits on them.
+        rows: (variant, base row) of every row that is run; by default all rows of every variant.
+        steady: donors that every base row has, whether or not its variant uses them (for a base run whose states
+            serve other variants).
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        sampling: Sampling,
+        variants: Sequence[Sequence[Edit]],
+        *,
+        rows: Sequence[tuple[int, int]] | None = None,
+        steady: Sequence[UnderPrompt] = (),
+    ) -> None:
+        refuse_silenced(model.network, model.name)
+        self.model, self.base, self.variants = model, sampling, variants
+        self.layout = model.layout(sampling)
+        pairs = [(v, e) for v in range(len(variants)) for e in range(len(sampling))] if rows is None else list(rows)
+        self.pairs = pairs
+        self.row_of = np.full((len(variants), len(sampling)), -1)
+        for row, pair in enumerate(pairs):
+            self.row_of[pair] = row
+        self.others = list(dict.fromkeys([*steady, *(o for edits in variants for e in edits for o in _others(e))]))
+        self._extend(steady)
+        for edit in (e for edits in variants for e in edits):
+            self._check(edit)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows asked for, without donors."""
+        return len(self.pairs)
+
+    def _extend(self, steady: Sequence[UnderPrompt]) -> None:
+        """Append donor rows: `donor[number, row]` serves `row` with the prompt of `others[number]`."""
+        self.donor = np.full((len(self.others), self.n_rows), -1)
+        whole = self.base.select([example for _, example in self.pairs])
+        prompts, negative, seeds = list(whole.prompts), whole.negative and list(whole.negative), list(whole.seeds)
+        self.state_of = list(range(self.n_rows))
+        for row, (variant, example) in enumerate(self.pairs):
+            wanted = [
+                *steady,
+                *(o for edit in self.variants[variant] if _acts_on(edit, example) for o in _others(edit)),
+            ]
+            for other in dict.fromkeys(wanted):
+                self.donor[self.others.index(other), row] = len(seeds)
+                self.state_of.append(row)
+                prompts.append(other.prompt[example] if isinstance(other.prompt, tuple) else other.prompt)
+                seeds.append(seeds[row])
+                if negative is not None:
+                    negative.append(negative[row] if other.negative is None else other.negative)
+        self.model.sampling([*dict.fromkeys(prompts[self.n_rows :])] or [prompts[0]])  # refuses unknown words
+        self.sampling = replace(
+            whole, prompts=tuple(prompts), negative=None if negative is None else tuple(negative), seeds=tuple(seeds)
+        )
+
+    # -- what is refused ------------------------------------------------------------------------------
+
+    def _check(self, edit: Edit) -> None:
+        if isinstance(edit, Knockout):
+            raise SiteError(
+                "Knockout cuts edges of a language model's attention; a denoiser's patterns are not served."
+            )
+        site, when = self.model.check(edit.site), edit.when
+        text = _is_text(site)
+        if when is not None and text and (when.steps, when.timesteps, when.sigmas) != (None, None, None):
+            raise InterpError(f"{site}: text encoders run before the first step; give no steps, timesteps or sigmas.")
+        if when is not None and when.branch not in (None, *self._branches):
+            raise InterpError(
+                f"{site}: there is no branch {when.branch.value!r} in this run; without guidance there is only 'cond'."
+            )
+        if text and _others(edit):
+            raise InterpError(
+                f"{site}: a text encoder sees no x_t, so another prompt's value there is a run's, not a state's."
+            )
+        for other in _others(edit):
+            if isinstance(other.prompt, tuple) and len(other.prompt) != len(self.base):
+                raise InterpError(
+                    f"UnderPrompt: {len(other.prompt)} prompts for {len(self.base)} rows; give one, or one each."
+                )
+        if not text and when is not None and not self.passes(when):
+            raise InterpError(
+                f"The edit at {site} acts in no pass: {when} of steps 0 to {len(self.schedule.timesteps) - 1} "
+                f"(timesteps {self.schedule.timesteps[0]:g} to {self.schedule.timesteps[-1]:g})."
+            )
+        if when is not None and when.steps is not None and not text:
+            outside = [s for s in when.steps if not 0 <= s < len(self.schedule.timesteps)]
+            if outside:
+                raise InterpError(
+                    f"The edit at {site} names steps {outside}; this run has steps 0 to {len(self.schedule.timesteps) - 1}."
+                )
+        source = getattr(edit, "value", None) if isinstance(edit, Replace | Add) else getattr(edit, "source", None)
+        if isinstance(source, DenoisingRun):
+            if len(source.sampling) not in (1, len(self.base)):
+                raise ShapeError(
+                    f"The source run at {site} has {len(source.sampling)} rows, this one {len(self.base)}; give as many, or one."
+                )
+            source[site.all_heads]  # captured at all
+            if not text and source.timesteps != self.schedule.timesteps:
+                raise ShapeError(
+                    f"The source run at {site} has other timesteps; trajectory-matched steps would not correspond."
+                )
+        for branch in self._branches:
+            for step in [_TEXT] if text else self.passes(when)[:1]:
+                if text or self.schedule.admits(when, step, branch):
+                    self._compile(site, [[edit]], step, branch)
+
+    @property
+    def _branches(self) -> tuple[Branch, ...]:
+        return tuple(branch for call in self.layout.calls for branch in call)
+
+    def passes(self, when: When | None) -> list[int]:
+        """Steps in which something with this `when` acts, in any branch."""
+        return [
+            step
+            for step in range(len(self.schedule.timesteps))
+            if any(self.schedule.admits(when, step, branch) for branch in self._branches)
+        ]
+
+    # -- what the pipeline would do -------------------------------------------------------------------
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The scheduler's, as the pipeline sets it: seen by starting it and stopping before the first step."""
+        one = self.base.select([0])
+        with torch.no_grad(), stopping_at(self.model.network):
+            self.model.pipeline(**self.model.arguments(one, self._embeddings(one)))
+        return schedule_of(self.model.pipeline.scheduler)
+
+    def _embeddings(self, sampling: Sampling) -> dict[str, Tensor]:
+        """Of the rows' distinct prompts, each encoded once."""
+        found: dict[str, Tensor] = {}
+        for branch in self._branches:
+            prompts = sampling.prompts if branch is Branch.COND else sampling.negative or ("",) * len(sampling)
+            distinct = list(dict.fromkeys(prompts))
+            first = sampling.select([prompts.index(prompt) for prompt in distinct])
+            row = torch.tensor([distinct.index(prompt) for prompt in prompts])
+            embeds = self.model.embeddings(first, branch)
+            found |= {name: value[row.to(value.device)] for name, value in embeds.items()}
+        return found
+
+    # -- compiling ------------------------------------------------------------------------------------
+
+    def ops(self, site: Site, step: int, branch: Branch) -> tuple[Ops, ...]:
+        """The edits of one site in one pass, `example` being the row that is run."""
+        key = (site, step, branch)
+        if key not in self._ops:
+            self._ops[key] = self._compile(site, self._active(site, step, branch), step, branch)
+        return self._ops[key]
+
+    @cached_property
+    def _ops(self) -> dict[tuple[Site, int, Branch], tuple[Ops, ...]]:
+        return {}
+
+    def _active(self, site: Site, step: int, branch: Branch) -> list[list[Edit]]:
+        def acts(edit: Edit) -> bool:
+            if edit.site.all_heads != site:
+                return False
+            if step == _TEXT:
+                return edit.when is None or edit.when.branch in (None, branch)
+            return self.schedule.admits(edit.when, step, branch)
+
+        return [[edit for edit in edits if acts(edit)] for edits in self.variants]
+
+    def _compile(self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch) -> tuple[Ops, ...]:
+        if not any(variants):
+            return ()
+        resolved = [[self._resolved(edit, step, branch) for edit in edits] for edits in variants]
+        plan = compile_variants(self.model, self._cells(site, len(self.base)), resolved)
+        out = []
+        for op in plan.sites.get(site.all_heads, ()):
+            row = self.row_of[op.variant, op.example] if len(variants) == len(self.variants) else op.example
+            chosen = row >= 0
+            if chosen.any():
+                out.append(replace(op.select(chosen), variant=op.variant[chosen] * 0, example=row[chosen]))
+        return tuple(out)
+
+    def _cells(self, site: Site, rows: int) -> Prompts:
+        height, width = self.model.grid_of(site, self.base)
+        return from_token_lists(None, [[0] * (height * width)] * rows, device=self.model.device)
+
+    def _resolved(self, edit: Edit, step: int, branch: Branch) -> Edit:
+        """The edit with values of this pass."""
+        site = edit.site.all_heads
+        edit = replace(edit, when=None)
+
+        def value_of(value: Any) -> Any:
+            if isinstance(value, UnderPrompt):
+                return LiveRow(self.others.index(value))
+            if isinstance(value, DenoisingRun):
+                x = value.at(site, None if step == _TEXT else step, branch)
+                return Run(self._cells(site, len(x)), None, {site: x})
+            return value
+
+        match edit:
+            case Replace() | Add():
+                return replace(edit, value=value_of(edit.value))
+            case Swap():
+                return replace(edit, source=value_of(edit.source))
+            case Ablate():
+                return replace(edit, over=value_of(edit.over))
+        return edit
+
+    # -- running --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(
+        self,
+        capture: Sequence[Site | str] = (),
+        when: When | None = None,
+        positions: int | Sequence[int] | None = None,
+        *,
+        serve: Serving | None = None,
+        record: Record | None = None,
+    ) -> DenoisingRun:
+        """Run the rows; see `denoise`."""
+        model = self.model
+        sites = _capture_sites(model, capture)
+        steps = [] if not sites else self.passes(when)
+        branches = tuple(b for b in self._branches if when is None or when.branch in (None, b))
+        if sites and (not steps or not branches):
+            raise InterpError(
+                f"Nothing is captured in {when}: this run has steps 0 to {len(self.schedule.timesteps) - 1}."
+            )
+        self._fits(sites, len(steps), len(branches))
+        kept = Kept(sites, set(steps), branches, self.n_rows, positions)
+        clock = Clock(self, kept, serve, record)
+        embeds = clock.encode()
+        images = clock.sample(model.arguments(self.sampling, embeds))
+        return DenoisingRun(
+            replace(self.base.select([example for _, example in self.pairs])), images[: self.n_rows],
+            torch.stack(clock.latents), clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(),
+        )  # fmt: skip
+
+    def _fits(self, sites: Sequence[Site], steps: int, branches: int) -> None:
+        item = torch.finfo(self.model.dtype).bits // 8
+        total = 0
+        for site in sites:
+            height, width = self.model.grid_of(site, self.base)
+            heads = self.model.heads_of(site) or 1
+            passes = branches * (1 if _is_text(site) else steps)
+            total += passes * self.n_rows * height * width * heads * self.model.width_of(site) * item
+        free = _free_bytes(self.model.device)
+        if total > free // 2:
+            raise InterpError(
+                f"These captures take {total / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Capture fewer steps "
+                "(`when`), positions, or sites."
+            )
+
+    def sites(self) -> list[Site]:
+        """Every site that some variant edits."""
+        return list(dict.fromkeys(edit.site.all_heads for edits in self.variants for edit in edits))
+
+
+class Kept:
+    """Captured activations as they arrive."""
+
+    def __init__(
+        self, sites: Sequence[Site], steps: set[int], branches: tuple[Branch, ...], rows: int, positions: Any
+    ) -> None:
+        self.sites = dict.fromkeys(site.all_heads for site in sites)
+        self.asked, self.steps, self.branches, self.rows = sites, steps, branches, rows
+        self.positions = None if positions is None else torch.as_tensor(positions).reshape(-1)
+        self.found: dict[tuple[Site, int, Branch], Tensor] = {}
+
+    def keep(self, site: Site, step: int, branch: Branch, x: Tensor) -> None:
+        """Record one branch's rows [row, pos, …]."""
+        if site in self.sites and branch in self.branches and (step == _TEXT or step in self.steps):
+            x = x[: self.rows]
+            self.found[site, step, branch] = x.clone() if self.positions is None else x[:, self.positions]
+
+    def stacked(self) -> dict[Site, Tensor]:
+        """[step, branch, row, pos, …] of each site asked for; of text encoders without the steps."""
+        out = {}
+        for site in self.asked:
+            steps = [_TEXT] if _is_text(site) else sorted(self.steps)
+            x = torch.stack([torch.stack([self.found[site.all_heads, s, b] for b in self.branches]) for s in steps])
+            x = x if site.head is None else x.select(-2, site.head)
+            out[site] = x[0] if _is_text(site) else x
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """What a base run leaves for its variants: outputs by (step, call) of the denoiser, by stage too where wanted.
+
+    Attributes:
+        stages: whether the stages' outputs are kept.
+        outputs: by (step, call, stage); stage −1 is the whole denoiser.
+    """
+
+    stages: bool
+    outputs: dict[tuple[int, int, int], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Serving:
+    """What rows need not compute, because they still are the base run's.
+
+    Attributes:
+        record: of the base run.
+        base_rows: rows of the base run, donors included.
+        row: of each row, the row of the base run that it is until then.
+        step: the first step that is computed.
+        stage: the first stage of that step that is computed.
+    """
+
+    record: Record
+    base_rows: int
+    row: Index
+    step: int
+    stage: int
+
+    def rows(self, output: Any, branches: int) -> Any:
+        """An output of the base run, for these rows."""
+        at = np.concatenate([branch * self.base_rows + self.row for branch in range(branches)])
+        return _select_rows(output, torch.from_numpy(at), branches * self.base_rows)
+
+
+class Clock:
+    """Steps, calls and branches while a pipeline runs; edits, captures and serves by them."""
+
+    def __init__(self, rows: Denoising, kept: Kept, serve: Serving | None, record: Record | None) -> None:
+        self.rows, self.model, self.kept, self.serve, self.record = rows, rows.model, kept, serve, record
+        self.step, self.call = 0, -1
+        self.latents: list[Tensor] = []
+        self.schedule = Schedule((), ())
+        self.n = len(rows.sampling)
+
+    def encode(self) -> dict[str, Tensor]:
+        """The text stage, branch by branch, edited and captured."""
+        rows = self.rows
+        sites = [site for site in dict.fromkeys([*rows.sites(), *self.kept.sites]) if _is_text(site)]
+        if not sites:
+            return rows._embeddings(rows.sampling)
+        embeds: dict[str, Tensor] = {}
+        for branch in rows._branches:
+
+            def watch(site: Site, branch: Branch = branch) -> Watcher:
+                return lambda x: self._visit(site, x, _TEXT, (branch,))
+
+            watchers = [(str(site), self.model.tap(site), watch(site)) for site in sites]
+            with tapped(watchers, self.n, first=True):
+                embeds |= self.model.embeddings(rows.sampling, branch)
+        return embeds
+
+    def sample(self, arguments: dict[str, Any]) -> Tensor:
+        """The denoising loop; returns the pictures."""
+        model = self.model
+        wrapped: dict[nn.Module, Any] = {model.network: self._network}
+        if self.serve is not None or (self.record is not None and self.record.stages):
+            wrapped |= {stage: self._stage(number) for number, stage in enumerate(model.stages)}
+        with ExitStack() as stack:
+            stack.enter_context(tapped(self._watchers(), self.n * len(self.rows.layout.calls[0])))
+            stack.enter_context(replaced(wrapped))
+            stack.enter_context(stepping(model.pipeline.scheduler, lambda x: x, self._next))
+            images = model.pipeline(**arguments, return_dict=False)[0]
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return images
+
+    def _next(self) -> None:
+        self.step, self.call = self.step + 1, -1
+
+    # -- the denoiser and its stages ------------------------------------------------------------------
+
+    def _network(self, forward: Forward) -> Forward:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.call += 1
+            branches = len(self.rows.layout.calls[self.call])
+            x = args[0] if args else kwargs["hidden_states"]
+            if self.step == 0 and self.call == 0:
+                self.schedule = schedule_of(self.model.pipeline.scheduler)
+            if self.rows.n_rows < self.n:
+                state = torch.tensor([b * self.n + s for b in range(branches) for s in self.rows.state_of])
+                x = x[state.to(x.device)]
+                args, kwargs = ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+            if self.call == 0:
+                self.latents.append(x[: self.rows.n_rows].clone())
+            output = self._served(-1, branches)
+            output = forward(*args, **kwargs) if output is None else output
+            self._recorded(-1, output)
+            return output
+
+        return called
+
+    def _stage(self, number: int):
+        def wrap(forward: Forward) -> Forward:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                output = self._served(number, len(self.rows.layout.calls[self.call]))
+                output = forward(*args, **kwargs) if output is None else output
+                self._recorded(number, output)
+                return output
+
+            return called
+
+        return wrap
+
+    def _served(self, stage: int, branches: int) -> Any:
+        serve = self.serve
+        if serve is None or self.step > serve.step:
+            return None
+        if self.step < serve.step if stage < 0 else (self.step == serve.step and stage < serve.stage):
+            return serve.rows(serve.record.outputs[self.step, self.call, stage], branches)
+        return None
+
+    def _recorded(self, stage: int, output: Any) -> None:
+        if self.record is not None and (stage < 0 or self.record.stages):
+            self.record.outputs[self.step, self.call, stage] = output
+
+    # -- edits and captures ---------------------------------------------------------------------------
+
+    def _watchers(self) -> list[tuple[str, Tap, Watcher]]:
+        sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not _is_text(site)]
+        sites.sort(key=lambda site: site.part == "block_out")  # at a shared tap the update comes before its sum
+        watchers: list[tuple[str, Tap, Watcher]] = []
+        for site in sites:
+            tap = self.model.tap(site)
+            if site.part == "block_update":
+                watchers += self._update(site, tap)
+            else:
+                watchers.append((str(site), tap, lambda x, site=site: self.visit(site, x)))
+        return watchers
+
+    def _update(self, site: Site, tap: Tap) -> list[tuple[str, Tap, Watcher]]:
+        """What a stage changes is no tensor of the network: output minus input, and back."""
+        before: list[Tensor] = []
+
+        def watch(x: Tensor) -> Tensor | None:
+            entered = before.pop()
+            own = x - entered
+            update = self.visit(site, own)
+            return None if update is None else x + (update - own)  # so that the same update changes no bit
+
+        return [(str(site), replace(tap, side="input"), lambda x: before.append(x)), (str(site), tap, watch)]
+
+    def visit(self, site: Site, x: Tensor) -> Tensor | None:
+        """Edit and keep [branch · row, pos, …] of the current call; None if nothing changes."""
+        # A watcher of the denoiser's own input comes before its forward, which moves the clock on.
+        call = self.call + 1 if site.part == "latents" else self.call
+        return self._visit(site, x, self.step, self.rows.layout.calls[call])
+
+    def _visit(self, site: Site, x: Tensor, step: int, branches: tuple[Branch, ...]) -> Tensor | None:
+        out, changed = [], False
+        for branch, part in zip(branches, x.tensor_split(len(branches)), strict=True):
+            ops = self.rows.ops(site, step, branch)
+            for op in ops:
+                op = self._live(op, part) if op.live else op
+                part = op.apply(part.flatten(0, 1), op.example * part.shape[1] + op.position).view(part.shape)
+            changed |= bool(ops)
+            self.kept.keep(site, step, branch, part)
+            out.append(part)
+        return torch.cat(out) if changed else None
+
+    def _live(self, op: Ops, x: Tensor) -> Ops:
+        """The op with what its donor rows have here."""
+        donor = self.rows.donor[op.operand, op.example]
+        place = donor * x.shape[1] + op.position
+        groups = int(np.prod(x.shape[2:] if op.by_unit else x.shape[2:-1]))
+        table = x.reshape(-1, 1) if op.by_unit else x.reshape(-1, x.shape[-1])
+        return replace(op, operand=place * groups + op.group, table=table)
+
+
+def _others(edit: Edit) -> list[UnderPrompt]:
+    values = [getattr(edit, name, None) for name in ("value", "source")]
+    return [value for value in values if isinstance(value, UnderPrompt)]
+
+
+def _acts_on(edit: Edit, example: int) -> bool:
+    return edit.rows is None or example in edit.rows
+
+
+def _is_text(site: Site) -> bool:
+    return str(site.layer).startswith("text")
+
+
+def _capture_sites(model: Denoiser, capture: Sequence[Site | str]) -> tuple[Site, ...]:
+    if isinstance(capture, str | Site):
+        raise InterpError(f"`capture` is a list of sites; write [{capture!r}].")
+    sites: list[Site] = []
+    for item in capture:
+        named = isinstance(item, str) and "." not in item
+        sites += model.sites(str(item)) if named else [model.check(item)]
+    return tuple(dict.fromkeys(sites))
+
+
+def _select_rows(output: Any, at: Tensor, size: int) -> Any:
+    """Rows of every tensor in an output whose first axis is the batch."""
+    if isinstance(output, Tensor):
+        return output[at.to(output.device)] if output.ndim and len(output) == size else output
+    if isinstance(output, Mapping):  # diffusers' output objects
+        return type(output)(**{key: _select_rows(value, at, size) for key, value in output.items()})
+    if isinstance(output, tuple | list):
+        return type(output)(_select_rows(value, at, size) for value in output)
+    return output
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
