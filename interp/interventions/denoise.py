@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import DenoisingRun, Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, Replace, Swap, UnderPrompt, When
+from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Swap, UnderPrompt, When
 from interp.interventions.plan import Index, LiveRow, Ops, compile_variants
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
@@ -71,7 +71,7 @@ def denoise(
     capture: Sequence[Site | str] = (),
     *,
     when: When | None = None,
-    positions: int | Sequence[int] | None = None,
+    positions: Positions = None,
 ) -> DenoisingRun:
     """Run a pipeline; `interp.run` on a denoiser.
 
@@ -131,7 +131,9 @@ class Denoising:
         """Append donor rows: `donor[number, row]` serves `row` with the prompt of `others[number]`."""
         self.donor = np.full((len(self.others), self.n_rows), -1)
         whole = self.base.select([example for _, example in self.pairs])
-        prompts, negative, seeds = list(whole.prompts), whole.negative and list(whole.negative), list(whole.seeds)
+        prompts: list[Any] = list(whole.prompts)
+        negative = None if whole.negative is None else list(whole.negative)
+        seeds = list(whole.seeds)
         self.state_of = list(range(self.n_rows))
         for row, (variant, example) in enumerate(self.pairs):
             wanted = [
@@ -183,18 +185,19 @@ class Denoising:
             outside = [s for s in when.steps if not 0 <= s < len(self.schedule.timesteps)]
             if outside:
                 raise InterpError(
-                    f"The edit at {site} names steps {outside}; this run has steps 0 to {len(self.schedule.timesteps) - 1}."
+                    f"The edit at {site} names steps {outside}; this run has 0 to {len(self.schedule.timesteps) - 1}."
                 )
-        source = getattr(edit, "value", None) if isinstance(edit, Replace | Add) else getattr(edit, "source", None)
+        source = getattr(edit, "source" if isinstance(edit, Swap) else "value", None)
         if isinstance(source, DenoisingRun):
             if len(source.sampling) not in (1, len(self.base)):
                 raise ShapeError(
-                    f"The source run at {site} has {len(source.sampling)} rows, this one {len(self.base)}; give as many, or one."
+                    f"The source run at {site} has {len(source.sampling)} rows, this one {len(self.base)}; give as "
+                    "many, or one."
                 )
             source[site.all_heads]  # captured at all
             if not text and source.timesteps != self.schedule.timesteps:
                 raise ShapeError(
-                    f"The source run at {site} has other timesteps; trajectory-matched steps would not correspond."
+                    f"The source run at {site} has other timesteps, so its steps do not correspond to this run's."
                 )
         for branch in self._branches:
             for step in [_TEXT] if text else self.passes(when)[:1]:
@@ -304,7 +307,7 @@ class Denoising:
         self,
         capture: Sequence[Site | str] = (),
         when: When | None = None,
-        positions: int | Sequence[int] | None = None,
+        positions: Positions = None,
         *,
         serve: Serving | None = None,
         record: Record | None = None,
@@ -324,8 +327,8 @@ class Denoising:
         embeds = clock.encode()
         images = clock.sample(model.arguments(self.sampling, embeds))
         return DenoisingRun(
-            replace(self.base.select([example for _, example in self.pairs])), images[: self.n_rows],
-            torch.stack(clock.latents), clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(),
+            self.base.select([example for _, example in self.pairs]), images[: self.n_rows], torch.stack(clock.latents),
+            clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(),
         )  # fmt: skip
 
     def _fits(self, sites: Sequence[Site], steps: int, branches: int) -> None:
@@ -339,8 +342,8 @@ class Denoising:
         free = _free_bytes(self.model.device)
         if total > free // 2:
             raise InterpError(
-                f"These captures take {total / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Capture fewer steps "
-                "(`when`), positions, or sites."
+                f"These captures take {total / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Capture fewer "
+                "steps (`when`) or sites."
             )
 
     def sites(self) -> list[Site]:

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from typing import cast
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -349,7 +351,7 @@ def _table(
             1 if len(tail) == 2 else 0,
             False,
         )
-    number = 0.0 if isinstance(value, LiveRow) else float(value)
+    number = value if isinstance(value, int | float) else 0.0  # a live row's place holder
     table = checks.table(
         None, (width, number), lambda: torch.full((1, width), number, dtype=model.dtype, device=model.device), str(site)
     )
@@ -388,7 +390,7 @@ def _scaled(value: Value, scale: float, site: Site) -> Value:
         raise InterpError(f"The edit at {site} scales by {scale} what another prompt would have; only 1 is served.")
     if isinstance(value, Run):
         return replace(value, activations={site.all_heads: scale * value[site.all_heads]})
-    return scale * value
+    return scale * cast(Tensor, value)
 
 
 def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
@@ -474,7 +476,7 @@ def _resolve_knockout(model: LanguageModel | Denoiser, prompts: Prompts, edit: K
     if blind.any():
         query = int(position[blind][0])
         raise InterpError(f"Knockout at {site}: query {query} would see no key at all; leave it one (itself, say).")
-    heads = np.arange(model.n_heads) if site.head is None else np.array([site.head])
+    heads = np.arange(model.heads_of(site) or 1) if site.head is None else np.array([site.head])
     table = torch.zeros(cut.shape, dtype=model.dtype).masked_fill(torch.from_numpy(cut), -torch.inf).to(model.device)
     return _Resolved(
         site.all_heads,

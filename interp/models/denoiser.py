@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from interp.errors import InterpError, LoadError, PairError, SiteError, UnfiredE
 from interp.models.guidance import UNGUIDED, Branch, Guidance, measure
 from interp.models.hooks import Watcher, tapped
 from interp.models.pipelines import PipelineFamily, check_words, encode, family_of
-from interp.models.site import ATTENTION_PROJECTIONS, BLOCK_PARTS, DENOISER_PARTS, Site
+from interp.models.site import BLOCK_PARTS, DENOISER_PARTS, Site
 from interp.models.tap import Tap
 
 
@@ -40,7 +40,7 @@ class Sampling:
         options: further arguments of the pipeline's call.
     """
 
-    prompts: tuple[str, ...] | tuple[int, ...]
+    prompts: tuple[str | int, ...]
     negative: tuple[str, ...] | None
     seeds: tuple[int, ...]
     steps: int
@@ -53,7 +53,7 @@ class Sampling:
     def select(self, rows: Sequence[int]) -> Sampling:
         """The sampling of these rows, in this order; a row may come several times."""
         return Sampling(
-            tuple(self.prompts[row] for row in rows),  # type: ignore[arg-type]  # labels or texts, as they were
+            tuple(self.prompts[row] for row in rows),
             None if self.negative is None else tuple(self.negative[row] for row in rows),
             tuple(self.seeds[row] for row in rows),
             self.steps,
@@ -113,7 +113,7 @@ class Denoiser:
     @property
     def channels(self) -> int:
         """Channels of the latents."""
-        return int(self.network.config.in_channels)  # type: ignore[union-attr]  # a diffusers model has a config
+        return int(cast(Any, self.network).config.in_channels)
 
     def sampling(
         self,
@@ -151,7 +151,7 @@ class Denoiser:
         each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
         row = [i for i in range(len(prompts)) for _ in each]
         return Sampling(
-            tuple(prompts[i] for i in row),  # type: ignore[arg-type]  # labels or texts, checked above
+            tuple(prompts[i] for i in row),
             None if negatives is None else tuple(negatives[i] for i in row),
             each * len(prompts),
             steps,
@@ -276,18 +276,18 @@ class Denoiser:
             return height, width
         if site.layer is None and self._spatial_latents:
             return height, width
-        patch = 2 if not self._spatial_latents else int(self.network.config.patch_size)  # type: ignore[union-attr]
+        patch = 2 if not self._spatial_latents else int(cast(Any, self.network).config.patch_size)
         return height // patch, width // patch
 
     def _tokens(self, sampling: Sampling) -> dict[Site | None, int]:
         """Tokens at each site of the text encoders, padding included; under `None` those that the denoiser reads."""
         length = sampling.options.get("max_sequence_length")
         if length not in self._token_counts:
-            found: dict[Site | None, int] = {}
+            shapes: dict[Site, torch.Size] = {}
             embeds: dict[str, Tensor] = {}
-            with suppress(UnfiredError), tapped(_watch_shapes(self.text, found), 1, first=True):
+            with suppress(UnfiredError), tapped(_watch_shapes(self.text, shapes), 1, first=True):
                 embeds = self.embeddings(sampling.select([0]), Branch.COND)
-            found = {site: shape[1] for site, shape in found.items()}
+            found: dict[Site | None, int] = {site: shape[1] for site, shape in shapes.items()}
             if "prompt_embeds" in embeds:
                 found[None] = embeds["prompt_embeds"].shape[1]
             self._token_counts[length] = found
@@ -298,10 +298,13 @@ class Denoiser:
         options, scale = sampling.options, getattr(self.pipeline, "vae_scale_factor", 8)
         if "latents" in options and options["latents"].ndim == 4:
             return tuple(options["latents"].shape[-2:])
-        size = getattr(self.pipeline, "default_sample_size", None) or self.network.config.sample_size  # type: ignore[union-attr]
-        whole = (size, size) if isinstance(size, int) else tuple(size)
-        asked = (options.get("height"), options.get("width"))
-        return tuple(n if pixels is None else int(pixels) // scale for n, pixels in zip(whole, asked, strict=True))
+        size: Any = getattr(self.pipeline, "default_sample_size", None) or cast(Any, self.network).config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if (pixels := options.get("height")) is not None:
+            height = int(pixels) // scale
+        if (pixels := options.get("width")) is not None:
+            width = int(pixels) // scale
+        return height, width
 
     def stage_of(self, site: Site) -> int:
         """Index of the first stage that an edit of this site can change; the number of stages for `prediction`."""

@@ -64,9 +64,9 @@ def measure(sample: Callable[[], Any], network: nn.Module, scheduler: Any, scale
             branch = {round(scale): Branch.COND, round(1 - scale): Branch.UNCOND}.get(round(weight))
             if branch is None or abs(weight - round(weight)) > 0.05:
                 raise LoadError(
-                    f"Row {row} of call {call} enters the guidance of this pipeline with weight {weight:.3g}; with scale "
-                    f"{scale:g} a conditional row has {scale:g}, an unconditional one {1 - scale:g}. Guidance of "
-                    "another kind (rescaled, perturbed attention, three branches) is not served."
+                    f"Row {row} of call {call} enters the guidance of this pipeline with weight {weight:.3g}; with "
+                    f"scale {scale:g} a conditional row has {scale:g}, an unconditional one {1 - scale:g}. Guidance "
+                    "of another kind (rescaled, perturbed attention, three branches) is not served."
                 )
             found.append(branch)
         calls.append(tuple(found))

@@ -5,19 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
 
 from interp.errors import LoadError
-from interp.models.denoiser import Denoiser, describe_pipeline
 from interp.models.checks import prove_replay, prove_sums
+from interp.models.denoiser import Denoiser, describe_pipeline
 from interp.models.families import FAMILIES, REFUSED, Family
 from interp.models.language_model import LanguageModel, Layer, weight_of
 
 EMBEDDED = ("smollm2-135m", "shapes")
 """Models that need no hub: a language model and a text-to-image model."""
+
+
+@overload
+def load(
+    x: Literal["shapes"], tokenizer: Any = None, *, name: str | None = None, dtype: torch.dtype | None = None
+) -> Denoiser: ...
+
+
+@overload
+def load(
+    x: str | Path | nn.Module | object,
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Any: ...
 
 
 def load(
@@ -85,7 +102,8 @@ def load(
         return describe(x, tokenizer, name or _name_of(x))
     raise LoadError(
         f"Cannot load a {type(x).__name__}. Give a hub id or path, a transformers module with its tokenizer, a "
-        f"diffusers pipeline, a TransformerBridge, an nnsight LanguageModel, or one of {', '.join(map(repr, EMBEDDED))}."
+        "diffusers pipeline, a TransformerBridge, an nnsight LanguageModel, or one of "
+        f"{', '.join(map(repr, EMBEDDED))}."
     )
 
 
@@ -117,7 +135,7 @@ def _is_pipeline(x: str | Path) -> bool:
     """Whether a folder, or a repository of the hub, holds a pipeline."""
     if Path(x).is_dir():
         return (Path(x) / "model_index.json").is_file()
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     return (
         cached_file(
@@ -132,7 +150,7 @@ def _is_pipeline(x: str | Path) -> bool:
 
 
 def _pipeline_from_pretrained(path: str, dtype: torch.dtype) -> Any:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
         pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)

@@ -6,7 +6,7 @@ Everything else about a pipeline is found by looking at its modules (`interp.mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,9 @@ def family_of(pipeline: Any) -> PipelineFamily:
     raise LoadError(f"{name} is no pipeline that interp knows how to call." + nearest(name, FAMILIES))
 
 
-def encode(pipeline: Any, family: PipelineFamily, prompts: Sequence[str], extra: dict[str, Any]) -> dict[str, Tensor]:
+def encode(
+    pipeline: Any, family: PipelineFamily, prompts: Sequence[str], extra: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Embeddings of prompts [batch, …], by the names under which the call takes them.
 
     One branch at a time, so that whoever watches the text encoders knows which one it sees.

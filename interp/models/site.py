@@ -32,7 +32,7 @@ of Flux's single-stream blocks. Positions are spatial cells, row by row:
 | `block_update` | what an attention stage changes: its output − its input | batch pos channel |
 | `self_attn_out` `cross_attn_out` `ff_out` | what each returns, before any gate of adaptive norms | batch pos channel |
 | `joint_attn_out` | the image half of what a joint attention (SD3, Flux) returns | batch pos channel |
-| `self_q` `self_k` `self_v` `self_z`, `cross_q` … `cross_z` | as `q k v z`, of the two attentions | batch pos head d_head |
+| `self_q` `self_k` `self_v` `self_z`, `cross_q` … `cross_z` | of the two attentions | batch pos head d_head |
 | `skip` | the tensor that `"up.i.j"` takes over from the down path | batch pos channel |
 | `prediction` | output of the denoiser (ε, v or velocity), before guidance | batch pos channel |
 
@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from interp.errors import SiteError, nearest
 
@@ -121,7 +122,7 @@ class Site:
     """
 
     part: str
-    layer: int | str | None = None
+    layer: Any = None  # int, str or None: either kind of model knows which of them it has
     head: int | None = None
 
     def __post_init__(self) -> None:
@@ -146,7 +147,7 @@ class Site:
     def _check_address(self, address: str) -> None:
         if not _ADDRESS.fullmatch(address):
             raise SiteError(
-                f"{address!r} is no block address. Addresses are like 'down.1.0', 'mid.0', 'up.2.1', 'block.7', 'text.3'."
+                f"{address!r} is no block address; these are: 'down.1.0', 'mid.0', 'up.2.1', 'block.7', 'text.3'."
             )
         wanted = TEXT_PARTS if address.startswith("text") else BLOCK_PARTS
         if self.part not in wanted:
