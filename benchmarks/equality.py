@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import machine, report, set_threads, spread
 from peers import NAMES, make_peer, run_pyvene
+from report import machine, report
+from timing import set_threads, spread
 from torch import Tensor
 from workload import ANSWER, CLEAN, CORRUPTED, WRONG_ANSWER, Cell, Hooks, experiments
 

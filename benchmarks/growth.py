@@ -17,7 +17,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import ROOT, machine, matrix_rate, peak, report, reset_peak, resident, seconds, set_threads, spread, trim
+from report import ROOT, machine, report
+from resident import peak, reset_peak, resident, trim
+from timing import matrix_rate, seconds, set_threads, spread
 from workload import Cell, Hooks
 
 NAMES = " Mary, John, Tom, Anna, James, Lisa, Mark".split(",")

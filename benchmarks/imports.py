@@ -8,7 +8,8 @@ import sys
 from typing import Annotated
 
 import typer
-from common import ROOT, machine, report, set_threads
+from report import ROOT, machine, report
+from timing import set_threads
 
 LIMIT = 0.3
 PROGRAM = """

@@ -11,8 +11,10 @@ import sys
 from typing import Annotated
 
 import typer
-from common import ROOT, machine, peak, report, reset_peak, resident, set_threads, trim
 from growth import text_pairs
+from report import ROOT, machine, report
+from resident import peak, reset_peak, resident, trim
+from timing import set_threads
 
 MIB = 2**20
 

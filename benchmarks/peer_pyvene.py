@@ -10,7 +10,8 @@ import json
 import time
 
 import typer
-from common import package_version, set_threads
+from report import package_version
+from timing import set_threads
 
 
 def main(cells: str = "[[3, 9], [20, 13]]", layers: str = "[20]", threads: int = 2) -> None:

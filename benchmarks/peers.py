@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from common import ROOT
+from report import ROOT
 from torch import Tensor, nn
 from workload import Cell, Hooks
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from common import Timing, machine, matrix_rate, report, seconds, set_threads, spread, timed
 from peers import NAMES, make_peer, run_pyvene
+from report import machine, report
+from timing import Timing, matrix_rate, seconds, set_threads, spread, timed
 from workload import (
     ANSWER,
     CLEAN,

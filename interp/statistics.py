@@ -1,4 +1,4 @@
-"""Uncertainty of means over examples: bootstrap intervals, sign-flip tests, and Holm's correction.
+"""Uncertainty of means over examples: bootstrap intervals, sign-flip tests, Holm's correction, shares of a gap.
 
 The first two take an array whose last axis is `example` and treat the cells before it alike. Examples must be
 independent: prompts made from one template with the same names count for less than their number. NaN
@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import ShapeError
+from interp.errors import PairError, ShapeError
 
 if TYPE_CHECKING:
     import numpy
@@ -64,7 +64,6 @@ def bootstrap_interval(
         expanded percentiles: tail probability Φ(√(n/(n-1)) · t_{α/2, n-1}).
     """
     import numpy
-    from scipy.special import ndtr, stdtrit
 
     array = _checked(values, resamples)
     if not 0 < level < 1:
@@ -75,10 +74,7 @@ def bootstrap_interval(
         n = block.shape[1]
         if n < 2:
             continue
-        draws = numpy.random.default_rng(seed).integers(0, n, (resamples, n))
-        counts = numpy.zeros((resamples, n))
-        numpy.add.at(counts, (numpy.arange(resamples)[:, None], draws), 1.0)
-        tail = ndtr(numpy.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
+        counts, tail = _draws(n, level, seed, resamples)
         centre = block.mean(axis=1, keepdims=True)  # resampling deviations keeps rounding small
         means = centre + (block - centre) @ (counts.T / n)
         ends = numpy.quantile(means, [tail, 1 - tail], axis=1)
@@ -86,6 +82,63 @@ def bootstrap_interval(
         low[cells], high[cells] = numpy.clip(ends, block.min(axis=1), block.max(axis=1))
     shape = numpy.shape(values)[:-1]
     return low.reshape(shape), high.reshape(shape)
+
+
+def recovered(
+    edited: Any, clean: Any, corrupted: Any, what: str, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """How much of the gap between corrupted and clean an edit recovers: a ratio of means, with its interval.
+
+    mean(edited − corrupted) / mean(clean − corrupted) over the examples of a cell. Not the mean of each
+    example's own ratio: an example with hardly any gap, which says least about recovery, would have the
+    largest ratio and decide that mean alone. So examples count by their gaps. The interval draws examples
+    with replacement, numerator and denominator together, and expands percentiles as `bootstrap_interval`.
+
+    Args:
+        edited: `[..., example]`; NaN marks an example that was not scored.
+        clean: `[example]`.
+        corrupted: `[example]`.
+        what: name of the metric, for the message.
+
+    Returns:
+        `(ratio, low, high)`, each `[...]`, dimensionless: 0 is the corrupted run, 1 the clean one. NaN where the
+        examples of a cell, fewer than all, have no gap of their own; an interval needs two examples.
+
+    Raises:
+        PairError: no gap over all examples: 0 lies in its interval (for one example: within 0.001 of 0).
+    """
+    import numpy
+
+    array = _checked(edited, resamples)
+    gap = _checked(clean, resamples)[0] - _checked(corrupted, resamples)[0]
+    if not _apart(gap, level, seed, resamples):
+        low, high = bootstrap_interval(gap, level, seed, resamples)
+        raise PairError(
+            f"The {what} of clean and corrupted differs by {gap.mean():.3g} on average (interval {low:.2g} to "
+            f"{high:.2g}, n = {len(gap)}): nothing is there to recover. Use the values themselves, in the metric's own "
+            "unit, or prompts that the model tells apart."
+        )
+    ratio = numpy.full(array.shape[0], numpy.nan)
+    low, high = ratio.copy(), ratio.copy()
+    away = array - _checked(corrupted, resamples)[0]
+    for cells, block in _blocks(away, resamples):
+        own = gap[~numpy.isnan(away[cells[0]])]
+        n = len(own)
+        if n == 0 or not _apart(own, level, seed, resamples):
+            continue
+        ratio[cells] = block.mean(axis=1) / own.mean()
+        if n > 1:
+            counts, tail = _draws(n, level, seed, resamples)
+            ratios = (block @ counts.T) / (counts @ own)
+            low[cells], high[cells] = numpy.quantile(ratios, [tail, 1 - tail], axis=1)
+    shape = numpy.shape(edited)[:-1]
+    return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _apart(gap: numpy.ndarray, level: float, seed: int, resamples: int) -> bool:
+    """Whether a mean gap differs from zero by more than its own uncertainty."""
+    low, high = bootstrap_interval(gap, level, seed, resamples)
+    return bool(abs(gap.mean()) > 1e-3 and not low <= 0 <= high)
 
 
 def sign_flip_p(values: Any, seed: int = 0, resamples: int = 131_072) -> numpy.ndarray:
@@ -167,6 +220,17 @@ def holm(p: Any) -> numpy.ndarray:
 
 def _enumerable(n: int, resamples: int) -> bool:
     return n <= 62 and 2 ** (n - 1) <= resamples
+
+
+def _draws(n: int, level: float, seed: int, resamples: int) -> tuple[numpy.ndarray, float]:
+    """(how often each example is drawn [resample, example], tail probability expanded by Student's t)."""
+    import numpy
+    from scipy.special import ndtr, stdtrit
+
+    draws = numpy.random.default_rng(seed).integers(0, n, (resamples, n))
+    counts = numpy.zeros((resamples, n))
+    numpy.add.at(counts, (numpy.arange(resamples)[:, None], draws), 1.0)
+    return counts, ndtr(numpy.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
 
 
 def _checked(values: Any, resamples: int) -> numpy.ndarray:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from interp.errors import ShapeError
-from interp.statistics import bootstrap_interval, holm, sign_flip_p, smallest_p
+from interp.errors import PairError, ShapeError
+from interp.statistics import bootstrap_interval, holm, recovered, sign_flip_p, smallest_p
 
 
 def test_sign_flip_by_hand() -> None:
@@ -139,6 +139,57 @@ def test_invariants(values: numpy.ndarray, level: float) -> None:
     assert ((p >= smallest_p(values.shape[-1])) & (p <= 1)).all()
     assert numpy.array_equal(p, sign_flip_p(-values))
     assert numpy.array_equal(p, sign_flip_p(4.0 * values))
+
+
+# --- shares of a gap ---------------------------------------------------------------------------------------------
+
+
+def test_recovered_with_equal_gaps_is_a_mean_over_a_constant() -> None:
+    """Then the ratio's interval is that of the mean, which has its own oracle, divided by the gap."""
+    edited = numpy.random.default_rng(0).normal(1.0, 2.0, (4, 9))
+    corrupted = numpy.full(9, -0.5)
+    ratio, low, high = recovered(edited, corrupted + 4.0, corrupted, "m", seed=3)
+    numpy.testing.assert_allclose(ratio, (edited.mean(1) + 0.5) / 4)
+    expected = bootstrap_interval(edited + 0.5, seed=3)
+    numpy.testing.assert_allclose(low, expected[0] / 4)
+    numpy.testing.assert_allclose(high, expected[1] / 4)
+
+
+def test_recovered_equals_scipy_at_the_expanded_level() -> None:
+    n, level = 12, 0.95
+    random = numpy.random.default_rng(5)
+    gap = random.uniform(0.5, 3.0, n)
+    edited = gap * random.normal(0.6, 0.2, n)
+    tail = stats.norm.cdf(numpy.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
+    ends = stats.bootstrap(
+        (edited, gap), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True, vectorized=True,
+        confidence_level=1 - 2 * tail, method="percentile", n_resamples=200_000, rng=random,
+    ).confidence_interval  # fmt: skip
+    ratio, low, high = recovered(edited, gap, numpy.zeros(n), "m", resamples=200_000)
+    numpy.testing.assert_allclose(ratio, edited.mean() / gap.mean())
+    numpy.testing.assert_allclose([low, high], ends, atol=3e-3)
+    # The mean of ratios is something else: one example with a gap of nearly nothing decides it.
+    gap[0], edited[0] = 1e-4, 1.0
+    assert abs(recovered(edited, gap, numpy.zeros(n), "m")[0] - 0.6) < 0.2 < abs((edited / gap).mean() - 0.6)
+
+
+def test_recovered_in_cells_of_some_examples() -> None:
+    nan = numpy.nan
+    edited = numpy.array(
+        [[1.0, 2.0, 3.0, 5.0], [1.0, nan, nan, 5.0], [nan, nan, 3.0, nan], [nan] * 4, [1, 2, nan, nan]]
+    )
+    clean, corrupted = numpy.array([2.0, 4.0, 4.0, 4.0]), numpy.array([0.0, 6.0, 0.0, 0.0])
+    with pytest.raises(PairError, match=r"The m of clean and corrupted differs by 2 on average.*n = 4"):
+        recovered(edited, clean, corrupted, "m")  # the second example's gap is −2
+    corrupted[1] = 3.999
+    ratio, low, high = recovered(edited, clean, corrupted, "m")
+    numpy.testing.assert_allclose(
+        ratio, [(1 + 2 - 3.999 + 3 + 5) / (2 + 0.001 + 4 + 4), 6 / 6, 3 / 4, nan, -0.999 / 2.001], rtol=1e-12
+    )
+    assert numpy.isnan(low[2:4]).all() and numpy.isfinite(low[[0, 1, 4]]).all() and (low <= high)[[0, 1, 4]].all()
+    for nothing in ([0.0], [1e-4], [1.0, -1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(PairError, match="nothing is there to recover"):
+            recovered(numpy.ones(len(nothing)), nothing, numpy.zeros(len(nothing)), "m")
 
 
 def test_holm_by_hand() -> None:

@@ -121,8 +121,9 @@ class Knockout:
     Args:
         layer: the layer.
         keys: key positions, like `positions` an int, a list, or a [batch, n] tensor. A query must keep at
-            least one visible key.
-        positions: query positions.
+            least one visible key. In `generate` new tokens may be named too, from (prompt length) on.
+        positions: query positions; `None`: every query (in `generate`, every one that is read at the steps
+            of `when`).
         head: a query head, `None` for all.
     """
 

@@ -78,8 +78,26 @@ class Plan:
     sites: dict[Site, tuple[Ops, ...]]
 
 
-def compile_variants(model: LanguageModel, prompts: Prompts, variants: Sequence[Sequence[Edit]]) -> Plan:
+@dataclass(frozen=True, slots=True, eq=False)
+class KeyAxis:
+    """What key positions of attention edits mean: tokens of `prompts`, then of the `new` ones that follow each."""
+
+    prompts: Prompts
+    new: int = 0
+
+    @property
+    def width(self) -> int:
+        """Keys of the longest prompt, new ones included."""
+        return self.prompts.ids.shape[1] + self.new
+
+
+def compile_variants(
+    model: LanguageModel, prompts: Prompts, variants: Sequence[Sequence[Edit]], *, keys: KeyAxis | None = None
+) -> Plan:
     """The plan of many variants, each applied to every prompt.
+
+    Args:
+        keys: of attention edits, where they are not just the tokens of `prompts` (`generate`).
 
     Raises:
         SiteError: a part, layer or head that the model does not have or cannot serve.
@@ -88,10 +106,11 @@ def compile_variants(model: LanguageModel, prompts: Prompts, variants: Sequence[
     """
     gathered: dict[tuple, _Gathered] = {}
     checks = _Checks()
+    keys = keys or KeyAxis(prompts)
     for variant, edits in enumerate(variants):
         wave: dict[Site, int] = defaultdict(int)
         for edit in edits:
-            parts = _resolve(model, prompts, edit, checks)
+            parts = _resolve(model, prompts, edit, keys, checks)
             site = parts.site
             key = (site, wave[site], parts.by_unit, None if parts.basis is None else id(parts.basis))
             wave[site] += 1
@@ -172,10 +191,10 @@ class _Checks:
         return self._tables[key][1]
 
 
-def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks) -> _Resolved:
+def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, keys: KeyAxis, checks: _Checks) -> _Resolved:
     site = model.check(edit.site)
     if isinstance(edit, Knockout):
-        return _resolve_knockout(model, prompts, edit)
+        return _resolve_knockout(model, prompts, edit, keys)
     example, position, slot, n_slots = checks.places(prompts, edit.positions, edit.rows, site)
     heads = model.heads_of(site.part) or 1
     chosen = np.arange(heads) if site.head is None else np.array([site.head])
@@ -192,7 +211,10 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
             value, keep = _ablation(prompts, edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
-    table, row_stride, slot_stride, head_stride, by_place = _table(model, prompts, site, value, edit, n_slots, checks)
+    width = model.width_of(site.part) or keys.width
+    table, row_stride, slot_stride, head_stride, by_place = _table(
+        model, prompts, site, value, edit, width, n_slots, checks
+    )
     if by_place:  # a run: indexed by (row, position) of the source
         start = example * row_stride + position * slot_stride
     else:
@@ -208,9 +230,12 @@ def _resolve(model: LanguageModel, prompts: Prompts, edit: Edit, checks: _Checks
 
 
 def _places(
-    prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site | str
+    prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site | str, beyond: int = 0
 ) -> tuple[Index, Index, Index, int]:
-    """(example, position, slot) of every place an edit touches; `slot` is the column of its own positions."""
+    """(example, position, slot) of every place an edit touches; `slot` is the column of its own positions.
+
+    Positions may go `beyond` a prompt's end by so many tokens.
+    """
     lengths = prompts.lengths.cpu().numpy()
     chosen = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(lengths)):
@@ -227,13 +252,13 @@ def _places(
     if asked.ndim == 2 and len(asked) == len(prompts) and rows is not None:
         asked = asked[chosen]
     grid = np.broadcast_to(np.atleast_1d(asked), (len(chosen), asked.shape[-1] if asked.ndim else 1))
-    outside = (grid >= lengths[:, None]) | (grid < -lengths[:, None])
+    outside = (grid >= lengths[:, None] + beyond) | (grid < -lengths[:, None])
     if outside.any():
         row, column = (int(i) for i in np.argwhere(outside)[0])
-        length = int(lengths[row])
+        length, new = int(lengths[row]), f" and {beyond} new ones" if beyond else ""
         raise InterpError(
-            f"Edit at {site}: position {grid[row, column]} is outside prompt {chosen[row]}, which has {length} tokens "
-            f"(0 to {length - 1}, or -{length} to -1)."
+            f"Edit at {site}: position {grid[row, column]} is outside prompt {chosen[row]}, which has {length} tokens"
+            f"{new} (0 to {length + beyond - 1}, or -{length} to -1)."
         )
     grid = np.where(grid < 0, grid + lengths[:, None], grid)
     if any(len(set(row)) < len(row) for row in grid.tolist()):
@@ -253,10 +278,16 @@ def position_grid(prompts: Prompts, positions: Positions) -> Int[Tensor, "batch 
 
 
 def _table(
-    model: LanguageModel, prompts: Prompts, site: Site, value: Value, edit: Edit, n_slots: int, checks: _Checks
+    model: LanguageModel,
+    prompts: Prompts,
+    site: Site,
+    value: Value,
+    edit: Edit,
+    width: int,
+    n_slots: int,
+    checks: _Checks,
 ) -> tuple[Tensor, int, int, int, bool]:
     """(operands [n, width], row stride, slot stride, head stride or 0, indexed by source place?)."""
-    width = model.width_of(site.part) or prompts.ids.shape[1]
     heads = model.heads_of(site.part)
     attention = site.part in ATTENTION_PARTS
     if isinstance(value, Run):
@@ -397,15 +428,14 @@ def _by_unit(model: LanguageModel, whole: _Resolved, units: np.ndarray, value: V
     )
 
 
-def _resolve_knockout(model: LanguageModel, prompts: Prompts, edit: Knockout) -> _Resolved:
+def _resolve_knockout(model: LanguageModel, prompts: Prompts, edit: Knockout, keys: KeyAxis) -> _Resolved:
     """A knockout adds −inf to the scores of the cut edges."""
     site = edit.site
     example, position, _, _ = _places(prompts, edit.positions, edit.rows, site)
-    key_example, key, _, _ = _places(prompts, edit.keys, edit.rows, site)
-    width = prompts.ids.shape[1]
-    cut = np.zeros((len(prompts), width), dtype=bool)
+    key_example, key, _, _ = _places(keys.prompts, edit.keys, edit.rows, site, beyond=keys.new)
+    cut = np.zeros((len(prompts), keys.width), dtype=bool)
     cut[key_example, key] = True
-    visible = np.arange(width)[None, :] <= position[:, None]
+    visible = np.arange(keys.width)[None, :] <= position[:, None]
     blind = ~(visible & ~cut[example]).any(1)
     if blind.any():
         query = int(position[blind][0])

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, PairError, SiteError, nearest
+from interp.errors import InterpError, SiteError, nearest
 from interp.interventions.base_states import states_with_source
 from interp.interventions.captured import Run
 from interp.interventions.edits import Edit, Replace
@@ -39,7 +39,7 @@ from interp.models.prompts import Prompts
 from interp.models.site import HEAD_PARTS, LAYER_PARTS, PARTS, Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.statistics import bootstrap_interval, holm, sign_flip_p, smallest_p
+from interp.statistics import bootstrap_interval, holm, recovered, sign_flip_p, smallest_p
 from interp.tasks.metrics import (
     Accuracy,
     LogitDifference,
@@ -53,7 +53,7 @@ from interp.tasks.pairs import EncodedTask, PromptPair, Task
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from xarray import DataArray
+    from xarray import Dataset
 
 METRICS = ("logit_difference", "probability", "log_probability", "negative_kl", "negative_rank", "accuracy")
 """Metrics that `patch` knows by name."""
@@ -79,26 +79,29 @@ class PatchResult(Result):
         pairs = f"{p['n_examples']} pair{'s' if p['n_examples'] > 1 else ''}"
         return f"{p['direction'].capitalize()} {p['part']}{where} · {p['task']} ({pairs}) · {p['model']}"
 
-    def recovered(self, metric: str | None = None) -> DataArray:
-        """(mean edited − mean corrupted) / (mean clean − mean corrupted), an xarray.DataArray over the grid.
+    def recovered(self, metric: str | None = None) -> Dataset:
+        """(mean edited − mean corrupted) / (mean clean − mean corrupted), over the grid.
 
-        1 is the clean run's value, 0 the corrupted run's, in either direction of patching.
+        1 is the clean run's value, 0 the corrupted run's, in either direction of patching. A ratio of means over
+        examples (`interp.statistics.recovered` says why), each cell's over the examples it was computed on.
+
+        Returns:
+            An xarray.Dataset: `recovered`, and its 95 % bootstrap interval over examples, `low` and `high`.
 
         Raises:
-            PairError: clean and corrupted do not differ by more than the gap's own standard error.
+            PairError: clean and corrupted do not differ by more than the gap's own uncertainty.
         """
-        m = metric or self.provenance["metrics"][0]
-        gap = self.data[f"{m}_clean"] - self.data[f"{m}_corrupted"]
-        mean, n = float(gap.mean()), gap.sizes["example"]
-        error = float(gap.std(ddof=1)) / n**0.5 if n > 1 else 0.0
-        if abs(mean) <= max(error, 1e-3):
-            raise PairError(
-                f"The {m} of clean and corrupted prompts differs by {mean:.3g} ± {error:.2g} on average: nothing "
-                "is there to recover. Use the effect, in the metric's own unit, or pairs that the model tells apart."
-            )
-        edited, corrupted = self.data[m], self.data[f"{m}_corrupted"]
-        # Each cell against the same examples that it was computed on.
-        return (edited - corrupted).mean("example") / gap.where(edited.notnull()).mean("example")
+        import xarray as xr
+
+        m, data = metric or self.provenance["metrics"][0], self.data
+        axes = [axis for axis in data[m].dims if axis != "example"]
+        edited = data[m].transpose(*axes, "example").values
+        seed = self.provenance["seed"]
+        found = recovered(edited, data[f"{m}_clean"].values, data[f"{m}_corrupted"].values, m, seed=seed)
+        named = zip(("recovered", "low", "high"), found, strict=True)
+        return xr.Dataset({name: (axes, x, {"unit": "share of the gap"}) for name, x in named}).assign_coords(
+            {name: x for name, x in data.coords.items() if set(x.dims) <= set(axes)}
+        )
 
     def plot(self, metric: str | None = None) -> Figure:
         """Heat map of the mean effect (curves, for a grid of one axis); intervals and p-values on hover."""

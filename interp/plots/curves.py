@@ -1,6 +1,7 @@
 """Curves: a value over layers, strengths or token roles, one line per condition, with its uncertainty.
 
-Averaged causal traces have one line per aligned token role; dose-response curves one line per direction.
+`curves` draws a few lines that are to be compared into one frame; `panels` gives each line a frame of its own,
+all with the same axes, where there are many and their bands would cover one another (averaged causal traces).
 Error bands are drawn for a numeric axis, error bars for a named one, where what lies between two points means
 nothing.
 """
@@ -60,17 +61,9 @@ def curves(
         ShapeError: dimensions, sizes or labels that do not fit together, infinite values, or only one of
             `low` and `high`.
     """
-    import numpy
     from plotly import graph_objects
 
-    order = ((line,) if line else ()) + (x,)
-    if (low is None) != (high is None):
-        raise ShapeError("An interval needs both low and high.")
-    y, ends = _ordered(data, order, data, "data"), []
-    if low is not None and high is not None:
-        ends = [_ordered(low, order, data, "low"), _ordered(high, order, data, "high")]
-    if not y.size or any(numpy.isinf(values).any() for values in (y, *ends)):
-        raise ShapeError("Curves need finite values, and at least one; got infinity or an empty array.")
+    y, ends = _checked(data, ((line,) if line else ()) + (x,), low, high)
     at, names = _points(data, x, x_labels)
     lines = _line_names(data, line, line_labels)
     bars = names is not None if bars is None else bars
@@ -107,6 +100,111 @@ def curves(
         },
     )
     return figure
+
+
+def panels(
+    data: xarray.DataArray,
+    *,
+    x: str,
+    panel: str,
+    title: str,
+    unit: str,
+    low: xarray.DataArray | None = None,
+    high: xarray.DataArray | None = None,
+    panel_labels: Sequence[Any] | None = None,
+    quantity: str = "effect",
+    baseline: Sequence[float] | None = None,
+    columns: int = 3,
+) -> plotly.graph_objects.Figure:
+    """Small multiples: one curve over `x` per entry of `panel`, each in its own frame with the same axes.
+
+    Args:
+        data: exactly the dimensions `panel` and `x`; gaps where a value is NaN.
+        x: dimension along the horizontal axes, with numeric coordinates.
+        panel: dimension with one frame per entry.
+        title: what was measured, in one sentence; plain text.
+        unit: unit of `data`.
+        low: lower end of each value's interval; same dimensions as `data`; needs `high`.
+        high: upper end.
+        panel_labels: heads of the frames, by default the coordinate `panel`.
+        quantity: name of the vertical axis; the unit is added.
+        baseline: of each frame, where to draw a dashed horizontal line.
+        columns: frames side by side.
+
+    Raises:
+        ShapeError: as `curves`; a baseline per frame that is missing.
+    """
+    from plotly.subplots import make_subplots
+
+    y, ends = _checked(data, (panel, x), low, high)
+    at, names = _points(data, x, None)
+    if names is not None:
+        raise ShapeError(f"Panels need numbers along {x!r}; got the names {names[:3]}.")
+    heads = _line_names(data, panel, panel_labels)
+    if baseline is not None and len(baseline) != len(heads):
+        raise ShapeError(f"There are {len(heads)} panels but {len(baseline)} baselines.")
+
+    columns = min(columns, len(heads))
+    rows = -(-len(heads) // columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=heads,
+        horizontal_spacing=0.035, vertical_spacing=0.32 / (rows + 1),
+    )  # fmt: skip
+    look = _look(0, len(at))
+    look["marker"]["size"] = 4
+    for index, name in enumerate(heads):
+        row, col = index // columns + 1, index % columns + 1
+        interval = (ends[0][index], ends[1][index]) if ends else None
+        if interval:
+            for band in _bands(at, y[index], *interval, look["line"]["color"], name):
+                figure.add_trace(band, row=row, col=col)
+        figure.add_trace(_curve(at, None, y[index], interval, name, False, look, (x, unit)), row=row, col=col)
+        if baseline is not None:
+            dashes = {"color": "#555555", "width": 1, "dash": "dash"}
+            level = float(baseline[index])
+            figure.add_shape(
+                type="line", x0=0, x1=1, y0=level, y1=level, xref="x domain", line=dashes, row=row, col=col
+            )
+    width = 60 + 240 * columns
+    top = style.title_height(title, width) + 24
+    style.dress(figure, title, width, top + 190 * rows + 60)
+    _axes(figure, at, None, "", "", False)
+    figure.update_layout(showlegend=False)
+    for letter, axes in (("x", figure.select_xaxes()), ("y", figure.select_yaxes())):
+        for axis in list(axes)[1:]:
+            axis.matches = letter
+    # The last frame of each column and the first of each row carry the numbers.
+    figure.update_xaxes(showticklabels=False)
+    for column in range(1, columns):
+        figure.update_yaxes(showticklabels=False, col=column + 1)
+    for column in range(columns):
+        lowest = rows - (column >= len(heads) - (rows - 1) * columns)
+        figure.update_xaxes(
+            title={"text": style.plain(style.axis_name(x))}, showticklabels=True, row=lowest, col=column + 1
+        )
+    figure.update_annotations(font_size=13)
+    figure.add_annotation(
+        text=style.plain(f"{quantity} ({unit})"), textangle=-90, showarrow=False, font={"size": 14},
+        xref="paper", yref="paper", x=0, xshift=-58, y=0.5, xanchor="center", yanchor="middle",
+    )  # fmt: skip
+    figure.update_layout(margin={"l": 84, "r": 20, "t": top, "b": 56})
+    return figure
+
+
+def _checked(
+    data: xarray.DataArray, order: tuple[str, ...], low: xarray.DataArray | None, high: xarray.DataArray | None
+) -> tuple[numpy.ndarray, list[numpy.ndarray]]:
+    """`data`, and `low` and `high` if they are given, as [line, x]."""
+    import numpy
+
+    if (low is None) != (high is None):
+        raise ShapeError("An interval needs both low and high.")
+    y, ends = _ordered(data, order, data, "data"), []
+    if low is not None and high is not None:
+        ends = [_ordered(low, order, data, "low"), _ordered(high, order, data, "high")]
+    if not y.size or any(numpy.isinf(values).any() for values in (y, *ends)):
+        raise ShapeError("Curves need finite values, and at least one; got infinity or an empty array.")
+    return y, ends
 
 
 def _ordered(array: xarray.DataArray, order: tuple[str, ...], data: xarray.DataArray, name: str) -> numpy.ndarray:

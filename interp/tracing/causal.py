@@ -43,12 +43,13 @@ from interp.models.prompts import Prompts
 from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.statistics import bootstrap_interval
+from interp.statistics import bootstrap_interval, recovered
 from interp.tasks.pairs import PromptPair, Task
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+    from xarray import Dataset
 
 PARTS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last token")
@@ -78,9 +79,37 @@ class TraceResult(Result):
         """Name of the metric."""
         return str(self.provenance["metric"])
 
+    def recovered(self) -> Dataset:
+        """(mean restored − mean corrupted) / (mean clean − mean corrupted), over the grid.
+
+        1 is the clean run's value, 0 the corrupted run's. A ratio of means over facts, so that a fact whose
+        answer was hardly destroyed counts little (`interp.statistics.recovered` says more), each role's over the
+        facts that have it; for one fact, over its noise draws.
+
+        Returns:
+            An xarray.Dataset: `recovered`, and its 95 % bootstrap interval over facts (over noise draws, for
+            one fact), `low` and `high`. A role whose facts show no gap of their own is NaN.
+
+        Raises:
+            PairError: clean and corrupted do not differ by more than the gap's own uncertainty.
+        """
+        import xarray as xr
+
+        m, data = self.metric, self.data
+        *axes, examples = data[m].dims
+        clean = data[f"{m}_clean"].broadcast_like(data[examples]).values
+        found = recovered(data[m].values, clean, data[f"{m}_corrupted"].values, m, seed=self.provenance["seed"])
+        named = zip(("recovered", "low", "high"), found, strict=True)
+        return xr.Dataset({name: (axes, x, {"unit": "share of the gap"}) for name, x in named}).assign_coords(
+            {name: x for name, x in data.coords.items() if set(x.dims) <= set(axes)}
+        )
+
     def plot(self) -> Figure:
-        """One fact: a heat map over its tokens. An average: a curve per role, with intervals."""
-        from interp.plots import curves, heatmap
+        """One fact: a heat map over its tokens. An average: a panel per role, with intervals over facts.
+
+        The dashed line of a panel is the corrupted value of the facts that have tokens of its role.
+        """
+        from interp.plots import heatmap, panels
 
         m = self.metric
         mean, low, high = (self.data[f"{m}_{name}"] for name in ("mean", "low", "high"))
@@ -89,10 +118,16 @@ class TraceResult(Result):
             f"p({answer[0]!r})" if m == "probability" and len(self.provenance["prompts"]) == 1 else m.replace("_", " ")
         )
         if "role" in mean.dims:
-            labels = [str(role) for role in self.data["role"].values]
-            return curves(
-                mean, x="layer", line="role", title=self.title, unit=unit, low=low, high=high, line_labels=labels,
-                quantity="mean", baseline=float(self.data[f"{m}_corrupted"].mean()),
+            scored = self.data["scored"].max("layer")
+            roles = self.data["role"].values[scored.values > 0]
+            has = self.data[m].notnull().any("layer")
+            ends = {end: float(self.data[f"{m}_{end}"].mean()) for end in ("clean", "corrupted")}
+            mean, low, high = (x.sel(role=roles) for x in (mean, low, high))
+            return panels(
+                mean, x="layer", panel="role", unit=unit, low=low, high=high, quantity="mean",
+                title=f"{self.title} · clean {ends['clean']:.3g}, corrupted {ends['corrupted']:.3g} (dashed)",
+                panel_labels=[f"{role} · {_count(int(scored.sel(role=role)), 'fact')}" for role in roles],
+                baseline=[float(self.data[f"{m}_corrupted"].where(has.sel(role=role)).mean()) for role in roles],
             )  # fmt: skip
         tokens = [str(t) for t in self.data["token"].values]
         many = self.data.sizes["noise"] > 1
@@ -119,6 +154,10 @@ class TraceResult(Result):
             value, at = float(mean.isel({axis: i, "layer": int(layer)})), int(data["layer"].values[int(layer)])
             lines.append(f"  {name:>16}{mark:10} best at layer {at:2d}: {value:.3f}")
         return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def trace(

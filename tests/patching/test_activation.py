@@ -164,16 +164,19 @@ def apart(task, runs):
 def test_patching_everything_recovers_everything(speaking, runs):
     task = apart(UNEVEN, runs)
     result = patch(speaking, task, "resid_pre", over=("layer",))
-    close(result.recovered(), np.ones(3))
+    close(result.recovered()["recovered"], np.ones(3))
     noising = patch(speaking, task, "resid_pre", over=("layer",), direction="noising")
-    close(noising.recovered(), np.zeros(3))
+    close(noising.recovered()["recovered"], np.zeros(3))
     grid = patch(speaking, task, "resid_pre")
-    assert (grid.recovered().values[:, 0] == 0).all()  # the same first token
+    share = grid.recovered()
+    assert (share["recovered"].values[:, 0] == 0).all()  # the same first token
+    assert share["layer"].equals(grid.data["layer"]) and share["recovered"].dims == ("layer", "pos")
+    assert not (share["low"] > share["recovered"]).any() and not (share["high"] < share["recovered"]).any()
     edited, corrupted, clean = (grid.data[f"logit_difference{x}"].values for x in ("", "_corrupted", "_clean"))
     for layer, position in np.ndindex(edited.shape[:2]):
         scored = np.isfinite(edited[layer, position])
         expected = (edited[layer, position] - corrupted)[scored].mean() / (clean - corrupted)[scored].mean()
-        close(grid.recovered().values[layer, position], expected)
+        close(share["recovered"].values[layer, position], expected)
 
 
 def test_recovered_refuses_a_gap_of_nothing(speaking):
@@ -181,7 +184,7 @@ def test_recovered_refuses_a_gap_of_nothing(speaking):
     a = EVEN.pairs[0]
     task = Task("both ways", (a, PromptPair(a.corrupted, a.clean, a.answer, a.wrong_answer)), "")
     result = patch(speaking, task, "resid_pre")
-    with pytest.raises(PairError, match="to recover.*Use the effect"):
+    with pytest.raises(PairError, match="to recover.*Use the values themselves"):
         result.recovered()
     same = Task("same", (PromptPair("The key to", "The key to", " is", " are"),), "")
     with pytest.raises(PairError, match="to recover"):

@@ -7,7 +7,7 @@ import pytest
 import xarray
 
 from interp.errors import ShapeError
-from interp.plots import curves
+from interp.plots import curves, panels
 
 
 @pytest.fixture
@@ -50,6 +50,39 @@ def test_twenty_lines_stay_distinct() -> None:
     data = xarray.DataArray(numpy.zeros((20, 3)), dims=("head", "layer"))
     figure = curves(data, x="layer", line="head", title="T", unit="logits")
     assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 20
+
+
+def test_panels_give_every_line_its_frame(effect: xarray.DataArray) -> None:
+    six = xarray.concat([effect] * 3, "role").assign_coords(role=list("abcdef"))[:5]
+    figure = panels(
+        six, x="layer", panel="role", title="T", unit="nats", quantity="mean", low=six - 0.1, high=six + 0.2,
+        panel_labels=[f"<{name}>" for name in "abcde"], baseline=[0.0, 0.1, 0.2, 0.3, 0.4],
+    )  # fmt: skip
+    drawn = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert len({(trace.xaxis, trace.yaxis) for trace in drawn}) == 5
+    for index, trace in enumerate(drawn):
+        numpy.testing.assert_array_equal(trace.y, six.values[index])
+        bands = [band for band in figure.data if band.fill == "toself" and band.xaxis == trace.xaxis]
+        assert len(bands) == 1 + index % 2
+        (line,) = [shape for shape in figure.layout.shapes if shape.yref == trace.yaxis]
+        assert line.y0 == line.y1 == [0.0, 0.1, 0.2, 0.3, 0.4][index]
+    heads = [note.text for note in figure.layout.annotations]
+    assert heads[:5] == [f"&lt;{name}&gt;" for name in "abcde"] and heads[5] == "mean (nats)"
+    # The same axes everywhere, and numbers below the last frame of each column.
+    axes = [figure.layout[f"xaxis{i}"] if i > 1 else figure.layout.xaxis for i in range(1, 7)]
+    assert [axis.title.text for axis in axes[2:5]] == ["layer"] * 3 and axes[2].showticklabels
+    heights = [figure.layout[f"yaxis{i}" if i > 1 else "yaxis"] for i in range(1, 6)]
+    assert [axis.matches for axis in heights] == [None, *["y"] * 4]
+    assert [axis.showticklabels for axis in heights] == [None, False, False, None, False]
+
+
+def test_panels_that_do_not_fit_are_refused(effect: xarray.DataArray) -> None:
+    with pytest.raises(ShapeError, match="2 panels but 1 baselines"):
+        panels(effect, x="layer", panel="role", title="T", unit="u", baseline=[0.0])
+    with pytest.raises(ShapeError, match="need numbers along 'role'"):
+        panels(effect, x="role", panel="layer", title="T", unit="u")
+    with pytest.raises(ShapeError, match="both low and high"):
+        panels(effect, x="layer", panel="role", title="T", unit="u", low=effect)
 
 
 def test_all_text_is_escaped(effect: xarray.DataArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -49,6 +50,14 @@ def test_facts_are_different_candidates_with_their_answers_and_do_not_give_them_
         assert row["answer"].strip().casefold() not in row["subject"].casefold().split()
         assert 0 < row["probability"] <= 1
     assert sum(len(entry["facts"]) for entry in candidates.values()) >= 700
+
+
+def test_prompts_read_as_sentences():
+    """No article in the middle has a capital letter, none stands after a noun or another article."""
+    for row in ROWS:
+        prompt, _ = fill(row["template"], row["subject"])
+        assert not re.search(r"[a-z,] (The|A|An) ", prompt), prompt
+        assert not re.search(r"(?i)\b(the|a|an|landmark|company|food|figure) (the|a|an) ", prompt), prompt
 
 
 # --- the task ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -255,6 +257,58 @@ def test_an_average_over_facts(speaking):
     assert int(result.data["scored"].sel(role="last token", layer=0)) == 3
     naive = trace(speaking, FACTS[:1], noise=SIGMA, noises=NOISES, seed=SEED, exact="naive")
     close(naive.data["probability"].values[..., 0], x.values[..., 0])
+
+
+def test_recovered_is_the_share_of_the_gap(speaking):
+    facts = apart(speaking, FACTS)
+    one = trace(speaking, facts.pairs[0], noise=SIGMA, noises=NOISES, seed=SEED)
+    x, clean, corrupted = (one.data[f"probability{name}"].values for name in ("", "_clean", "_corrupted"))
+    share = one.recovered()
+    assert share["recovered"].dims == ("layer", "pos") and share["token"].equals(one.data["token"])
+    close(share["recovered"], (x.mean(-1) - corrupted.mean()) / (clean - corrupted.mean()))
+    close(share["recovered"][-1, -1], 1.0)
+    close(share["recovered"][:, 0], np.zeros(3))  # before the subject nothing was destroyed
+    # The clean value is the same in every draw, but the gap is not: the interval is not that of the numerator alone.
+    assert (share["low"][1] <= share["recovered"][1]).all() and (share["recovered"][1] <= share["high"][1]).all()
+    assert float(share["high"][1, 2] - share["low"][1, 2]) > 0
+
+    average = trace(speaking, facts, noise=SIGMA, noises=NOISES, seed=SEED)
+    x, clean, corrupted = (average.data[f"probability{name}"].values for name in ("", "_clean", "_corrupted"))
+    share = average.recovered()
+    for layer, role in np.ndindex(3, len(ROLES)):
+        has = np.isfinite(x[layer, role])
+        gap = (clean - corrupted)[has]
+        if has.all():
+            close(share["recovered"][layer, role], (x[layer, role] - corrupted).mean() / gap.mean())
+        elif not has.any():
+            assert np.isnan(share["recovered"][layer, role])
+    close(share["recovered"].sel(role="last token", layer=2), 1.0)
+    assert share["recovered"].dims == ("layer", "role") and list(share["role"].values) == list(ROLES)
+
+
+def apart(model, task):
+    """The facts, each with the answer that noise takes most from."""
+    pairs = []
+    for number, pair in enumerate(task.pairs):
+        fact = Fact.of(model, pair.clean, pair.subject, pair.answer)
+        loop = rome(model, pair.clean, fact.subject, number=number)
+        after = torch.stack([loop.forward(loop.ids, draw)[-1].softmax(-1) for draw in loop.draws]).mean(0)
+        lost = loop.clean["logits"][-1].softmax(-1) - after
+        best = next(i for i in lost.argsort(descending=True).tolist() if continues(model, pair.clean, i))
+        pairs.append(dataclasses.replace(pair, answer=model.tokenizer.decode([best])))
+    return Task("facts", tuple(pairs), "this test")
+
+
+def continues(model, prompt, token):
+    """Whether a token's text continues the prompt by that token alone."""
+    ids = model.tokenizer(prompt).input_ids
+    return model.tokenizer(prompt + model.tokenizer.decode([token])).input_ids == [*ids, token]
+
+
+def test_recovered_refuses_where_nothing_was_destroyed(speaking):
+    nothing = trace(speaking, PROMPT, subject=SUBJECT, answer=ANSWER, noise=0.0, noises=2)
+    with pytest.raises(PairError, match=r"probability of clean and corrupted differs by 0 on average.*n = 2"):
+        nothing.recovered()
 
 
 def test_groups_of_facts_change_no_value(speaking, monkeypatch):

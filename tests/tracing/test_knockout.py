@@ -8,6 +8,7 @@ import pytest
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.edits import Knockout
 from interp.interventions.run import run
+from interp.tracing.fact import Fact
 from interp.tracing.knockout import GROUPS, KnockoutResult, knockout
 
 PROMPT, SUBJECT, ANSWER = "The Golden Gate is in downtown", "Golden Gate", " Seattle"
@@ -27,7 +28,7 @@ def test_every_cell_is_a_run_with_its_edges_cut(speaking, window):
     (answer,) = speaking.tokenizer(ANSWER).input_ids
     x = result.data["probability"]
     assert x.dims == ("layer", "pos") and x.shape == (3, 6)
-    keys = {"subject": [1, 2], "before and after": [0, 3, 4], "itself": [5]}
+    keys = {"first token": [0], "subject": [1, 2], "before and after": [3, 4], "itself": [5]}
 
     def near(layer):
         return [n for n in range(layer - window // 2, layer - window // 2 + window) if 0 <= n < 3]
@@ -47,6 +48,39 @@ def test_every_cell_is_a_run_with_its_edges_cut(speaking, window):
     close(result.data["probability_group"], naive.data["probability_group"].values)
 
 
+def test_the_first_token_is_apart_unless_it_is_asked_for(speaking):
+    prompt, subject = "Mount Rainier stands near the city of", "Mount Rainier"
+    (answer,) = speaking.tokenizer(" Seattle").input_ids
+    inside = Fact.of(speaking, prompt, subject, " Seattle").subject
+    assert inside[0] == 0 < inside[1]
+    last = len(speaking.tokenizer(prompt).input_ids) - 1
+
+    def cut(keys):
+        edits = [Knockout(1, keys=keys, positions=last)]
+        return float(run(speaking, prompt, edits).last_logits()[0].softmax(-1)[answer])
+
+    apart, grouped = (
+        knockout(speaking, prompt, subject=subject, answer=" Seattle", window=1, layers=[1], first_token=choice)
+        for choice in ("apart", "grouped")
+    )
+    a, g = (result.data["probability_group"].sel(layer=1) for result in (apart, grouped))
+    assert list(a["group"].values) == list(GROUPS) and list(g["group"].values) == list(GROUPS[1:])
+    after = list(range(inside[1] + 1, last))
+    close(a.sel(group="first token"), cut([0]))
+    close(a.sel(group="subject"), cut(list(range(1, inside[1] + 1))))
+    close(g.sel(group="subject"), cut(list(range(inside[1] + 1))))
+    for result in (a, g):
+        close(result.sel(group="before and after"), cut(after))
+    assert abs(float(a.sel(group="subject") / g.sel(group="subject")) - 1) > 1e-3
+    # Said wherever the number stands.
+    assert "subject (but the first):" in apart.summary() and "subject (the first token too):" in grouped.summary()
+    assert [line.name for line in apart.plot_groups().data] == [
+        "first token", "subject (but the first)", "before and after", "itself"
+    ]  # fmt: skip
+    elsewhere = knockout(speaking, PROMPT, subject=SUBJECT, answer=ANSWER, window=1, layers=[1])
+    assert "before and after (but the first):" in elsewhere.summary() and "  subject:" in elsewhere.summary()
+
+
 def test_metric_layers_and_a_subject_at_the_end(speaking):
     a, b = (
         knockout(speaking, PROMPT, subject="downtown", answer=ANSWER, layers=[1], window=1, metric=m)
@@ -56,7 +90,8 @@ def test_metric_layers_and_a_subject_at_the_end(speaking):
     assert a.data["probability"].shape == (1, 6)
     group = a.data["probability_group"].sel(layer=1)
     assert np.isnan(group.sel(group="subject")) and np.isfinite(group.sel(group="itself"))
-    assert "subject" not in a.summary().splitlines()[-1]
+    assert not any("subject" in line for line in a.summary().splitlines()[2:])
+    assert "subject" not in [line.name for line in a.plot_groups().data]
 
 
 def test_save_and_load(speaking, tmp_path):

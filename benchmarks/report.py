@@ -1,136 +1,21 @@
-"""What the benchmarks share: the machine and its matrix rate, clocks, peak memory, and tables.
-
-No benchmark by itself.
-"""
+"""The machine that numbers come from, and the tables they stand in. No benchmark by itself."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import os
 import platform
-import random
-import statistics
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 OUT = ROOT / "out" / "benchmarks"
-T = TypeVar("T")
-
-MATRICES = ((576, 1536), (1536, 576), (576, 576))
-"""[in, out] of the products of a SmolLM2-135M block."""
-ROWS = (512, 1024, 4096)
-
-
-class Timing(NamedTuple):
-    """Seconds of several calls."""
-
-    best: float
-    median: float
-
-
-def set_threads(threads: int) -> None:
-    """Threads of this process's matrix products."""
-    import torch
-
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore")  # of the peers' own making; a table should not drown in them
-
-
-def seconds(call: Callable[[], T]) -> tuple[T, float]:
-    """A call's value and duration."""
-    start = time.perf_counter()
-    value = call()
-    return value, time.perf_counter() - start
-
-
-def timed(call: Callable[[], T], repeats: int) -> tuple[T, Timing]:
-    """The last value of some calls, and how long they took; the caller has warmed up."""
-    taken = []
-    for _ in range(repeats):
-        gc.collect()
-        value, took = seconds(call)
-        taken.append(took)
-    return value, Timing(min(taken), statistics.median(taken))
-
-
-def matrix_rate(repeats: int = 5) -> float:
-    """Operations per second of the fastest of some products that a block is made of."""
-    import torch
-
-    best = 0.0
-    for width, out in MATRICES:
-        weight = torch.randn(out, width)
-        for rows in ROWS:
-            x = torch.randn(rows, width)
-            count = max(1, int(4e9 / (2 * rows * width * out)))
-            torch.nn.functional.linear(x, weight)
-            for _ in range(repeats):
-                _, took = seconds(lambda x=x, w=weight, n=count: [torch.nn.functional.linear(x, w) for _ in range(n)])
-                best = max(best, count * 2 * rows * width * out / took)
-    return best
-
-
-def spread(items: Sequence[T], n: int, seed: int = 0) -> list[T]:
-    """A random sample that is spread evenly: one item out of each of `n` equal stretches."""
-    if n >= len(items):
-        return list(items)
-    draw = random.Random(seed)
-    bounds = [round(i * len(items) / n) for i in range(n + 1)]
-    return [items[draw.randrange(a, b)] for a, b in pairwise(bounds)]
-
-
-# ---------------------------------------------------------------- memory
-
-
-def resident() -> int:
-    """Bytes of this process in memory now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def reset_peak() -> bool:
-    """Forget the peak of resident memory; False where only Linux could."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak() -> int:
-    """Highest resident memory since `reset_peak` (or, where there is none, since the start)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def trim() -> None:
-    """Give freed memory back to the system, so that the next peak is not hidden under an earlier one."""
-    import ctypes
-
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-# ---------------------------------------------------------------- reports
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""Clocks, samples of cells, and the machine's matrix rate. No benchmark by itself."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+MATRICES = ((576, 1536), (1536, 576), (576, 576))
+"""[in, out] of the products of a SmolLM2-135M block."""
+ROWS = (512, 1024, 4096)
+
+
+class Timing(NamedTuple):
+    """Seconds of several calls."""
+
+    best: float
+    median: float
+
+
+def set_threads(threads: int) -> None:
+    """Threads of this process's matrix products."""
+    import torch
+
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")  # of the peers' own making; a table should not drown in them
+
+
+def seconds(call: Callable[[], T]) -> tuple[T, float]:
+    """A call's value and duration."""
+    start = time.perf_counter()
+    value = call()
+    return value, time.perf_counter() - start
+
+
+def timed(call: Callable[[], T], repeats: int) -> tuple[T, Timing]:
+    """The last value of some calls, and how long they took; the caller has warmed up."""
+    taken = []
+    for _ in range(repeats):
+        gc.collect()
+        value, took = seconds(call)
+        taken.append(took)
+    return value, Timing(min(taken), statistics.median(taken))
+
+
+def matrix_rate(repeats: int = 5) -> float:
+    """Operations per second of the fastest of some products that a block is made of."""
+    import torch
+
+    best = 0.0
+    for width, out in MATRICES:
+        weight = torch.randn(out, width)
+        for rows in ROWS:
+            x = torch.randn(rows, width)
+            count = max(1, int(4e9 / (2 * rows * width * out)))
+            torch.nn.functional.linear(x, weight)
+            for _ in range(repeats):
+                _, took = seconds(lambda x=x, w=weight, n=count: [torch.nn.functional.linear(x, w) for _ in range(n)])
+                best = max(best, count * 2 * rows * width * out / took)
+    return best
+
+
+def spread(items: Sequence[T], n: int, seed: int = 0) -> list[T]:
+    """A random sample that is spread evenly: one item out of each of `n` equal stretches."""
+    if n >= len(items):
+        return list(items)
+    draw = random.Random(seed)
+    bounds = [round(i * len(items) / n) for i in range(n + 1)]
+    return [items[draw.randrange(a, b)] for a, b in pairwise(bounds)]
