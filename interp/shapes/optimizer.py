@@ -21,6 +21,7 @@ from torch.nn import Parameter
 
 _MOMENTUM = 0.95
 _DECAY = 0.01
+_PLAIN_RATE = 0.4  # AdamW's rate in units of Muon's
 
 
 class Muon:
@@ -59,7 +60,7 @@ class Muon:
                 parameter.mul_(1 - rate * _DECAY).sub_(update.view_as(parameter), alpha=rate)
                 parameter.grad = None
         for group in self._adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * _PLAIN_RATE
         self._adam.step()
         self._adam.zero_grad()
 

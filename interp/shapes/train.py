@@ -57,14 +57,17 @@ class Recipe:
     seed: int = 0
     steps: int = 12_000
     batch: int = 64
-    rate: float = 2e-3
+    rate: float = 4e-3
     warmup: int = 200
     cooldown: int = 3_000
     easy: int = 1_500
     dropout: float = 0.12
-    text_steps: int = 600
+    text_steps: int = 300
     average: float = 8.0
     bfloat16: bool = True
+
+
+_DEFAULTS = Recipe()
 
 
 class Training:
@@ -79,7 +82,7 @@ class Training:
         self.model["unet"].set_attn_processor(AttnProcessor())
         self.model["text_encoder"].set_attn_implementation("eager")
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = Muon(dict(self.model.named_parameters()), _PLAIN)
+        self.optimizers = {name: Muon(dict(part.named_parameters()), _PLAIN) for name, part in self.model.items()}
         self._words = tokenizer()
         self._signal = new_scheduler().alphas_cumprod
 
@@ -87,7 +90,10 @@ class Training:
         """Teach the text encoder to read, before step 0; what to log."""
         recipe = self.recipe
         encoder = self.model["text_encoder"]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # its products are too small to share
         read = pretrain(encoder, variant_named(recipe.variant), recipe.seed, recipe.text_steps)  # pyright: ignore[reportArgumentType]
+        torch.set_num_threads(threads)
         self.average.load_state_dict(self.model.state_dict())
         return {"step": 0, "read": read}
 
@@ -101,7 +107,8 @@ class Training:
         loss = self._loss(self.model, latents, ids, times, torch.randn(latents.shape, generator=generator))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step(self._rate())
+        self.optimizers["unet"].step(self._rate())
+        self.optimizers["text_encoder"].step(self._rate() / 4)  # which has learned to read, and should not forget it
         self.step += 1
         weight = 1 - (1 - 1 / self.step) ** (recipe.average + 1)
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
@@ -122,7 +129,8 @@ class Training:
         """Write the checkpoint; a reader sees the old one or the new one, never half of one."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        for part, optimizer in self.optimizers.items():
+            tensors |= {f"optimizer.{part}.{name}": tensor for name, tensor in optimizer.state().items()}
         partial = path.with_suffix(".partial")
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"state": json.dumps(self._state())})
         os.replace(partial, path)
@@ -142,7 +150,8 @@ class Training:
                 )
         tensors = load_file(path)
         parts = {"model": self.model.load_state_dict, "average": self.average.load_state_dict}
-        for part, put in (parts | {"optimizer": self.optimizer.load_state}).items():
+        parts |= {f"optimizer.{part}": optimizer.load_state for part, optimizer in self.optimizers.items()}
+        for part, put in parts.items():
             put({name.removeprefix(f"{part}."): t.float() for name, t in tensors.items() if name.startswith(f"{part}.")})
         self.step = state["step"]
 
@@ -182,14 +191,14 @@ class Training:
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint and the log; training in it continues.")],
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes of computing (pauses not counted).")] = 1e9,
-    steps: Annotated[int, typer.Option(help="Length of the whole schedule.")] = Recipe.steps,
-    cooldown: Annotated[int, typer.Option(help="Last steps, in which the learning rate falls to zero.")] = Recipe.cooldown,
-    rate: float = Recipe.rate,
-    batch: int = Recipe.batch,
-    variant: str = Recipe.variant,
-    seed: int = Recipe.seed,
+    steps: Annotated[int, typer.Option(help="Length of the whole schedule.")] = _DEFAULTS.steps,
+    cooldown: Annotated[int, typer.Option(help="Last steps, in which the learning rate falls to zero.")] = _DEFAULTS.cooldown,
+    rate: float = _DEFAULTS.rate,
+    batch: int = _DEFAULTS.batch,
+    variant: str = _DEFAULTS.variant,
+    seed: int = _DEFAULTS.seed,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
-    bfloat16: bool = Recipe.bfloat16,
+    bfloat16: bool = _DEFAULTS.bfloat16,
 ) -> None:
     """Train until the schedule ends, or the minutes do."""
     out.mkdir(parents=True, exist_ok=True)
