@@ -76,9 +76,7 @@ def _object(pixels: Float[np.ndarray, "16 16 3"], ground: np.ndarray) -> Seen | 
         return None
     cover, core, debris = found
     values, extent = _moments(cover)
-    distances = {
-        shape: float(np.max(abs(np.subtract(values, moment)) / _SCALE)) for shape, moment in _MOMENTS.items()
-    }
+    distances = {shape: float(np.max(abs(np.subtract(values, moment)) / _SCALE)) for shape, moment in _MOMENTS.items()}
     shape = min(distances, key=lambda name: distances[name])
     clear = distances[shape] <= _SHAPE_REACH and not debris
     return Seen(shape if clear else UNCLEAR, _colour(core), "large" if extent > _LARGE else "small")

@@ -76,7 +76,7 @@ def shares(seen: Sequence[Reading], wanted: Sequence[Reading]) -> dict[str, dict
     """`{"single" or "two": {factor: share}}` of agreement."""
     table = {}
     for name, count in {"single": 1, "two": 2}.items():
-        rows = [(s, w) for s, w in zip(seen, wanted) if sum(cell is not None for cell in w.cells) == count]
+        rows = [(s, w) for s, w in zip(seen, wanted, strict=True) if sum(cell is not None for cell in w.cells) == count]
         answers: dict[str, list[bool]] = {factor: [] for factor in FACTORS}
         for s, w in rows:
             for factor, right in compare(s, w).items():
@@ -87,16 +87,15 @@ def shares(seen: Sequence[Reading], wanted: Sequence[Reading]) -> dict[str, dict
 
 def agreement(one: Sequence[Reading], other: Sequence[Reading]) -> dict[str, Share]:
     """By factor, how often two readers see the same; cells where both see an object count for its leaves."""
+    cells = [pair for a, b in zip(one, other, strict=True) for pair in zip(a.cells, b.cells, strict=True)]
+    both = [(x, y) for x, y in cells if x is not None and y is not None]
     same: dict[str, list[bool]] = {
-        "background": [a.background == b.background for a, b in zip(one, other)],
-        "cells": [
-            (x is None) == (y is None) for a, b in zip(one, other) for x, y in zip(a.cells, b.cells)
-        ],
-    }  # fmt: skip
-    both = [(x, y) for a, b in zip(one, other) for x, y in zip(a.cells, b.cells) if x is not None and y is not None]
+        "background": [a.background == b.background for a, b in zip(one, other, strict=True)],
+        "cells": [(x is None) == (y is None) for x, y in cells],
+    }
     for leaf in ("shape", "colour", "size"):
         same[leaf] = [getattr(x, leaf) == getattr(y, leaf) for x, y in both]
-    same["scene"] = [a == b for a, b in zip(one, other)]
+    same["scene"] = [a == b for a, b in zip(one, other, strict=True)]
     return {factor: Share(sum(agree), len(agree)) for factor, agree in same.items() if agree}
 
 

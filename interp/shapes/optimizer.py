@@ -53,9 +53,11 @@ class Muon:
             gradients = [_gradient(self._matrices[name]) for name in names]
             momenta = [self._momentum[name] for name in names]
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
-            ahead = torch.stack([g.lerp(m, _MOMENTUM).reshape(rows, columns) for g, m in zip(gradients, momenta)])
+            ahead = torch.stack(
+                [g.lerp(m, _MOMENTUM).reshape(rows, columns) for g, m in zip(gradients, momenta, strict=True)]
+            )
             updates = orthogonalised(ahead) * (0.2 * max(rows, columns) ** 0.5)
-            for name, update in zip(names, updates):
+            for name, update in zip(names, updates, strict=True):
                 parameter = self._matrices[name]
                 parameter.mul_(1 - rate * _DECAY).sub_(update.view_as(parameter), alpha=rate)
                 parameter.grad = None

@@ -27,7 +27,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from interp.errors import LoadError
-from interp.shapes.caption import MAX_TOKENS, VOCABULARY, check_prompt, tokenizer
+from interp.shapes.caption import MAX_TOKENS, VOCABULARY, tokenizer
 from interp.shapes.render import SIDE
 
 STEPS = 20
@@ -91,8 +91,6 @@ class ShapesPipeline(StableDiffusionPipeline):
         Raises:
             PairError: a word that is not in `VOCABULARY`, or too many words.
         """
-        for text in [prompt] if isinstance(prompt, str) else prompt or ():
-            check_prompt(text)
         return super().__call__(
             prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options
         )

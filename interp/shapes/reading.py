@@ -40,12 +40,12 @@ def compare(seen: Reading, wanted: Reading) -> dict[str, list[bool]]:
     `colour`, `size` have one per wanted object and are wrong where nothing stands in its cell. `binding` has one entry
     for two wanted objects, and none otherwise: each shape comes with its own colour in its own cell.
     """
-    objects = [(have, want) for have, want in zip(seen.cells, wanted.cells) if want is not None]
+    objects = [(have, want) for have, want in zip(seen.cells, wanted.cells, strict=True) if want is not None]
     of = {
         name: [have is not None and getattr(have, name) == getattr(want, name) for have, want in objects]
         for name in ("shape", "colour", "size")
     }
-    occupied = [(have is None) == (want is None) for have, want in zip(seen.cells, wanted.cells)]
+    occupied = [(have is None) == (want is None) for have, want in zip(seen.cells, wanted.cells, strict=True)]
     return {
         "background": [seen.background == wanted.background],
         "cells": [all(occupied)],

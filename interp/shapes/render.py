@@ -48,7 +48,7 @@ def render(scenes: Sequence[Scene]) -> UInt8[np.ndarray, "batch 32 32 3"]:
     ground = np.array([BACKGROUND_RGB[scene.background] for scene in scenes], np.float32)
     ground = ground + _BACKGROUND_WOBBLE * _nuisance(seeds, np.full(len(scenes), _BACKGROUND_STREAM), 3)
     pictures = np.repeat(ground[:, None], SIDE * SIDE, axis=1).reshape(len(scenes), SIDE, SIDE, 3)
-    row, slot, cell, cover, paint = _drawn(scenes)
+    row, _, cell, cover, paint = _drawn(scenes)
     top, left = cell // 2 * CELL, cell % 2 * CELL
     for i in range(len(row)):  # cells of one scene are disjoint, so the order of objects does not matter
         patch = pictures[row[i], top[i] : top[i] + CELL, left[i] : left[i] + CELL]

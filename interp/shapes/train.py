@@ -49,7 +49,7 @@ class Recipe:
         easy: first steps, in which second objects become frequent and captions begin to omit.
         dropout: share of empty captions, for guidance.
         text_steps: of reading before the first picture.
-        average: γ of the power-law average: its span is about 1 / (γ + 2) of the steps so far.
+        average: of weights, with the power law t^average: its span is about a tenth of the steps so far.
         bfloat16: autocast; twice as fast where the processor multiplies bfloat16, slower where not.
     """
 
@@ -152,7 +152,8 @@ class Training:
         parts = {"model": self.model.load_state_dict, "average": self.average.load_state_dict}
         parts |= {f"optimizer.{part}": optimizer.load_state for part, optimizer in self.optimizers.items()}
         for part, put in parts.items():
-            put({name.removeprefix(f"{part}."): t.float() for name, t in tensors.items() if name.startswith(f"{part}.")})
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+            put({name.removeprefix(f"{part}."): tensor.float() for name, tensor in own.items()})
         self.step = state["step"]
 
     def _state(self) -> dict[str, object]:
@@ -192,17 +193,18 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint and the log; training in it continues.")],
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes of computing (pauses not counted).")] = 1e9,
     steps: Annotated[int, typer.Option(help="Length of the whole schedule.")] = _DEFAULTS.steps,
-    cooldown: Annotated[int, typer.Option(help="Last steps, in which the learning rate falls to zero.")] = _DEFAULTS.cooldown,
+    cooldown: Annotated[int, typer.Option(help="Last steps, while the rate falls to zero.")] = _DEFAULTS.cooldown,
     rate: float = _DEFAULTS.rate,
     batch: int = _DEFAULTS.batch,
     variant: str = _DEFAULTS.variant,
     seed: int = _DEFAULTS.seed,
+    text_steps: Annotated[int, typer.Option(help="Steps of reading before the first picture.")] = _DEFAULTS.text_steps,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     bfloat16: bool = _DEFAULTS.bfloat16,
 ) -> None:
     """Train until the schedule ends, or the minutes do."""
     out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(variant, seed, steps, batch, rate, cooldown=cooldown, bfloat16=bfloat16)
+    recipe = Recipe(variant, seed, steps, batch, rate, cooldown=cooldown, text_steps=text_steps, bfloat16=bfloat16)
     training, begun = Training(recipe), time.thread_time()
     if (out / CHECKPOINT).exists():
         training.load(out / CHECKPOINT)

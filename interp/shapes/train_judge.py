@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, nll_loss, pad
 
 from interp.shapes.judge import ANSWERS, WEIGHTS, Judge, Verdict
+from interp.shapes.reading import ideal
 from interp.shapes.render import BACKGROUND_RGB, COLOUR_RGB, coverage, render
 from interp.shapes.scene import CELLS, SHAPES, Scene, sample_scene, sample_scenes
 from interp.shapes.weights import write_weights
@@ -153,9 +154,7 @@ def train_judge(
         f"spoilt_{name}": (getattr(verdict, name).argmax(-1) == truth)[truth != _IGNORED].float().mean().item()
         for name, truth in labels.items()
     }
-    from interp.shapes.reading import ideal
-
-    report["clean"] = sum(seen == ideal(scene) for seen, scene in zip(clean, scenes)) / len(scenes)
+    report["clean"] = sum(seen == ideal(scene) for seen, scene in zip(clean, scenes, strict=True)) / len(scenes)
     (out / "judge.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
