@@ -21,6 +21,10 @@ class PairError(InterpError):
     """A prompt, pair, answer or subject that an experiment cannot use."""
 
 
+class SceneError(InterpError):
+    """A scene of the shapes world that cannot exist."""
+
+
 class ShapeError(InterpError):
     """A tensor of the wrong shape, or with values that are not finite."""
 

@@ -31,7 +31,9 @@ class BaseStates:
         keys: per layer, rotary applied: with the values, the prefix that every variant shares.
         values: per layer.
         ropes: per layer, rotary tables [pos, d_rope], or None.
-        sites: activations where variants act first, and what joining there needs.
+        sites: activations where variants act first, and what joining there needs. Also, where the base's own
+            edits come between: `resid_post` before edits of the next `resid_pre`; `resid_mid`; and what the
+            base edits after the last boundary.
     """
 
     resid: tuple[Float[Tensor, "batch pos d_model"], ...]
@@ -45,8 +47,18 @@ class BaseStates:
         if site.part == "resid_pre":
             return self.resid[site.layer or 0]
         if site.part == "resid_post":
-            return self.resid[(site.layer or 0) + 1]
+            return self.arriving((site.layer or 0) + 1)
         return self.sites[site]
+
+    def arriving(self, layer: int) -> Tensor:
+        """The stream at a boundary before the base's edits of `resid_pre` there (at the first one, after them)."""
+        before = None if layer == 0 else self.sites.get(Site("resid_post", layer - 1))
+        return self.resid[layer] if before is None else before
+
+    def middle(self, layer: int) -> Tensor:
+        """The stream between attention and MLP, after the base's edits there; of a layer that kept its parts."""
+        known = self.sites.get(Site("resid_mid", layer))
+        return self.resid[layer] + self.sites[Site("attn_out", layer)] if known is None else known
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +95,9 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
     prompts, last = plan.prompts, model.n_layers - 1
     stream = [Site("resid_pre", layer) for layer in range(model.n_layers)] + [Site("resid_post", last)]
     wanted = {site for site in sites if site.part not in ("resid_pre", "resid_post")}
+    for site in plan.sites:
+        wanted |= {Site("resid_post", site.layer - 1)} if site.part == "resid_pre" and site.layer else set()
+        wanted |= {site} if site.part in ("resid_mid", "final_norm", "logits") else set()
     kept: dict[Site, Tensor] = {}
     places = Places(plan, wanted | set(stream), kept, prompts.ids.shape[1])
     keys: dict[torch.nn.Module, Tensor] = {}

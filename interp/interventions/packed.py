@@ -102,7 +102,7 @@ class Chunk:
         at = previous.find(self.tokens.row, self.tokens.position, self.width)
         missing = at < 0
         if missing.any():
-            base = self._base(self.base.resid[layer], self.tokens.row[missing], self.tokens.position[missing])
+            base = self._base(self.base.arriving(layer), self.tokens.row[missing], self.tokens.position[missing])
             at[missing] = len(x) + np.arange(len(base))
             x = torch.cat([x, base])
         if len(at) != len(x) or (at != np.arange(len(at))).any():
@@ -175,8 +175,7 @@ class Chunk:
         if len(joining[0]):
             known = Tokens(self.tokens.row, self.tokens.position, len(self.tokens))
             self.tokens = known.with_joining(*joining)
-            before = self._base(self.base.resid[layer], *joining)
-            mid = torch.cat([mid, before + self._base(self.base.at(Site("attn_out", layer)), *joining)])
+            mid = torch.cat([mid, self._base(self.base.middle(layer), *joining)])
             mlp_out = torch.cat([mlp_out, self._base(self.base.at(Site("mlp_out", layer)), *joining)])
             order = np.lexsort((self.tokens.position, self.tokens.row))
             self.tokens = Tokens(self.tokens.row[order], self.tokens.position[order], len(order))
@@ -184,18 +183,24 @@ class Chunk:
         return mid + self._edit(Site("mlp_out", layer), mlp_out)
 
     def _joining(self, layer: int, stage: int) -> tuple[Index, Index]:
-        """(row, position), sorted, of the tokens with which rows join inside this layer."""
+        """(row, position), sorted, of the tokens with which rows join inside this layer.
+
+        A row that joined after attention may join again, after the MLP, with other tokens.
+        """
         rank = 3 * layer + stage
-        if not (self.rows.rank == rank).any():
+        inside = (self.rows.rank > 3 * layer) & (self.rows.rank <= rank)
+        if not inside.any():
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         keys = [
-            row[self.rows.rank[row] == rank] * self.width + op.position[self.rows.rank[row] == rank]
+            row[inside[row]] * self.width + op.position[inside[row]]
             for site, ops in self.rows.sites.items()
             if rank_of(site, self.model.n_layers) == rank
             for op in ops
             for row in (self.row_of(op),)
         ]
-        unique = np.unique(np.concatenate(keys))
+        unique = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *keys]))
+        if stage == 2:
+            unique = unique[self.tokens.find(unique // self.width, unique % self.width, self.width) < 0]
         return unique // self.width, unique % self.width
 
     def _only_read(self, *tensors: Tensor) -> tuple[Tensor, ...]:

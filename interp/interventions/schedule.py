@@ -294,25 +294,46 @@ def part_of(rows: Schedule, chunk: slice, shared: Plan, n_layers: int) -> Schedu
     picked = {name: getattr(rows, name)[chunk][order] for name in ("variant", "example", "rank", "start")}
     inside = np.zeros(int(rows.variant.max() + 1) * batch, dtype=bool)
     inside[picked["variant"] * batch + picked["example"]] = True
-    sites: dict[Site, tuple[Ops, ...]] = {}
-    for site in {**shared.sites, **rows.sites}:
-        base = [_repeated(op, site, picked, n_layers) for op in shared.sites.get(site, ())]
-        own = [op.select(inside[_pair(op, batch)]) for op in rows.sites.get(site, ())]
-        if ops := [op for op in base + own if len(op)]:
-            sites[site] = tuple(ops)
-    return replace(rows, sites=sites, skipped=0, **picked)
+    sites = {site: [op.select(inside[_pair(op, batch)]) for op in ops] for site, ops in rows.sites.items()}
+    if shared.sites:
+        departure = _departure(sites, picked, batch, shared.prompts.ids.shape[1], n_layers)
+        for site, ops in shared.sites.items():
+            sites[site] = [_repeated(op, site, picked, departure, n_layers) for op in ops] + sites.get(site, [])
+    acting = {site: tuple(op for op in ops if len(op)) for site, ops in sites.items()}
+    return replace(rows, sites={site: ops for site, ops in acting.items() if ops}, skipped=0, **picked)
 
 
-def _repeated(op: Ops, site: Site, rows: dict[str, Index], n_layers: int) -> Ops:
-    """An edit of the base run, for every row that computes its site anew.
+def _departure(own: dict[Site, list[Ops]], rows: dict[str, Index], batch: int, width: int, n_layers: int) -> np.ndarray:
+    """[row, position]: from where on each token of a row is computed, and not the base run's.
 
-    What a row takes over from the base run has the base's edits in it; what it computes itself has not.
+    A row that joins at a boundary does so with all its tokens. One that joins inside a layer does so with the
+    tokens that are edited there; its others follow at the next boundary.
+    """
+    rank = np.minimum(rows["rank"], 3 * n_layers)  # nothing joins after the last boundary
+    inside = (rank > 0) & (rank % 3 > 0)
+    departure = np.repeat(np.where(inside, 3 * (rank // 3 + 1), rank)[:, None], width, 1)
+    row_of = np.full(int(rows["variant"].max() + 1) * batch, -1)
+    row_of[rows["variant"] * batch + rows["example"]] = np.arange(len(rank))
+    for site, ops in own.items():
+        at = rank_of(site, n_layers)
+        for op in ops if 0 < at < 3 * n_layers and at % 3 else ():
+            row = row_of[_pair(op, batch)]
+            here = inside[row] & (rank[row] // 3 == at // 3)
+            np.minimum.at(departure, (row[here], op.position[here]), at)
+    return departure
+
+
+def _repeated(op: Ops, site: Site, rows: dict[str, Index], departure: np.ndarray, n_layers: int) -> Ops:
+    """An edit of the base run, for every token that computes its site anew.
+
+    What a row takes over from the base run has the base's edits in it; what it computes itself has not. At a
+    boundary the stream is taken over before edits of `resid_pre` (`BaseStates.arriving`).
     """
     rank = rank_of(site, n_layers)
-    taken_over = site.part in ("resid_pre", "resid_post", "z", "mlp_out", "final_norm", "logits")
-    anew = (rows["rank"] < rank) | ((rows["rank"] == rank) & (not taken_over))
+    taken_over = site.part in ("resid_post", "z", "mlp_out") or (site.part == "resid_pre" and site.layer == 0)
+    departed = departure[:, op.position]
     row, entry = np.nonzero(
-        anew[:, None]
+        ((departed < rank) | ((departed == rank) & (not taken_over)))
         & (rows["example"][:, None] == op.example[None, :])
         & (rows["start"][:, None] <= op.position[None, :])
     )

@@ -117,20 +117,7 @@ def plan_sweep(
             at_once = max(1, budget // (forward_bytes(model, prompts.ids.shape[1]) * len(prompts)))
             how = f"Up to {at_once} variants as rows of one plain forward pass: {model.not_replayable}."
         return ForwardSweep.of(model, prompts, variants, edits, readout, at_once, how)
-    if _entangled(edits, variants):
-        at_once = max(1, budget // (forward_bytes(model, prompts.ids.shape[1]) * len(prompts)))
-        how = "The base edits resid_pre right after a resid_post that variants edit: whole forward passes."
-        return ForwardSweep.of(model, prompts, variants, edits, readout, at_once, how)
     return PackedSweep.of(model, prompts, variants, edits, readout, exact, budget, base)
-
-
-def _entangled(edits: Sequence[Edit], variants: Sequence[Sequence[Edit]]) -> bool:
-    """Whether a variant edits the stream just before a base edit of the same boundary.
-
-    The base's state there has that edit in it already, so a row could not depart before it.
-    """
-    edited = {(e.site.layer or 0) - 1 for e in edits if e.site.part == "resid_pre"}
-    return bool(edited) and any(e.site.part == "resid_post" and e.site.layer in edited for v in variants for e in v)
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,22 +212,47 @@ def test_two_edits_at_different_positions(family):
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_an_edit_of_the_base_run_and_one_of_a_variant(family):
-    """Every ordered pair of parts, at the same and at different positions."""
+    """Every ordered pair of parts, at the same and at different positions, through the packed rows."""
     model, (_, corrupted) = described(family), ragged()
-    parts = [part for part in STAGES if part not in model.untouchable]
+    ends = [("embed", None), ("final_norm", None), ("logits", None), ("resid_pre", 0), ("resid_post", 2)]
+    places = [(part, 1) for part in STAGES if part not in model.untouchable] + ends
+    variants = [[_changed(*place, p)] for place in places for p in (1, 2, 3, -1)]
+    variants += [[_changed(part, layer, 3)] for part, layer in places if layer == 1 for layer in (0, 2)]
     wrong = []
-    for part in parts:
-        base = [_changed(part, 1, [2, 3])]
-        variants = [[_changed(own, layer, p)] for own in parts for layer, p in ((0, 3), (1, 3), (1, 1), (0, 2), (2, 3))]
-        swept, expected = (f(model, corrupted, variants, LINEAR, edits=base) for f in (sweep, whole_passes))
+    for part, layer in places:
+        # By halves, and by adding, which a second application or a lost one changes.
+        base = [_changed(part, layer, [2, 3]), Add(Site(part, layer), 0.1, positions=-1)]
+        plan = plan_sweep(model, corrupted, variants, LINEAR, edits=base)
+        assert isinstance(plan, PackedSweep)
+        swept, expected = plan.run(), whole_passes(model, corrupted, variants, LINEAR, edits=base)
+        torch.testing.assert_close(swept.base, expected.base, rtol=0, atol=1e-9)
         off = (swept.values["logit_difference"] - expected.values["logit_difference"]).abs().amax(1)
         wrong += [
-            f"{part} in the base, {variants[i][0].site}@{variants[i][0].positions}"
+            f"{Site(part, layer)} in the base, {variants[i][0].site}@{variants[i][0].positions}"
             for i in (off > 1e-9).nonzero()[:, 0].tolist()
         ]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_base_edits_of_both_sides_of_a_boundary(family):
+    """The base edits the stream after a layer and again before the next; variants come before, between and after."""
+    model, (_, corrupted) = described(family), ragged()
+    base = [
+        Scale(Site("resid_post", 0), 0.3, positions=[1, 3]), Add(Site("resid_pre", 1), 0.5, positions=[2, 3]),
+        Scale(Site("resid_mid", 1), -0.7, positions=3), Scale(Site("resid_pre", 2), 0.4, positions=None),
+    ]  # fmt: skip
+    held = run(model, corrupted, base, ["resid_post", "resid_pre"])
+    others = [("mlp_out", 0), ("z", 0), ("resid_post", 0), ("resid_pre", 1), ("mlp_out", 1), ("resid_post", 1)]
+    variants = [[_changed(*place, p)] for place in others for p in (1, 2, 3)]
+    variants += [[_changed(*a, 2), _changed(*b, p)] for a in others for b in others for p in (1, 3)]
+    nothing = [[Replace(Site(*place), held, positions=p)] for place in others if "resid" in place[0] for p in (1, 3)]
+    plan = plan_sweep(model, corrupted, [*variants, *nothing], LINEAR, edits=base)
+    assert isinstance(plan, PackedSweep)
+    close(plan.run(), whole_passes(model, corrupted, [*variants, *nothing], LINEAR, edits=base), 1e-9)
+    assert plan.cost.skipped >= 3 * len(nothing)  # what writes the base's own value is known, on both sides
 
 
 # --- what metrics read --------------------------------------------------------------------------------------------

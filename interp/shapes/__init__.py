@@ -1,0 +1,11 @@
+"""A text-to-image world that this project owns: scenes of known factors, their pictures and captions, and a model.
+
+| module | what |
+|---|---|
+| `scene` | the factors and their hierarchy; scenes as values; the variants A–E |
+| `render` | scenes as pixels and object masks |
+| `caption` | scenes as words; the tokenizer |
+| `pipeline` | the trained model, a diffusers `StableDiffusionPipeline` |
+| `checker`, `judge` | two independent readers of pictures; `reading` is what they return |
+| `train`, `text`, `optimizer`, `train_judge`, `weights`, `evaluate` | how the weights came about, and what they reach |
+"""

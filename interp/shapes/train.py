@@ -1,0 +1,233 @@
+"""Train the shapes model: `python -m interp.shapes.train --out FOLDER`. Hours on two cores; stop it at any time.
+
+Everything random follows from (seed, step), and the checkpoint holds weights, averages and optimiser, so training
+that was killed continues exactly as if it had not been. The schedule is warm-up, constant, cooldown: run again
+with more `--steps` and the plateau is prolonged. What the recipe owes to what is in docs/shapes.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import torch
+import typer
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, pixel_unshuffle
+
+from interp.errors import LoadError
+from interp.shapes.caption import caption, full_caption, tokenizer
+from interp.shapes.optimizer import Muon
+from interp.shapes.pipeline import new_scheduler, new_text_encoder, new_unet
+from interp.shapes.render import render
+from interp.shapes.scene import Scene, sample_scene, sample_scenes, variant_named
+from interp.shapes.text import pretrain
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+_PLAIN = ("conv_in", "conv_out", "embedding")  # AdamW's share among the matrices
+_HELD_OUT_TIMES = (999, 949, 899, 799, 649, 449, 249, 49)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is trained, and how.
+
+    Args:
+        steps: length of the whole schedule.
+        cooldown: last steps, in which the learning rate falls linearly to zero.
+        easy: first steps, in which second objects become frequent and captions begin to omit.
+        dropout: share of empty captions, for guidance.
+        text_steps: of reading before the first picture.
+        average: of weights, with the power law t^average: its span is about a tenth of the steps so far.
+        bfloat16: autocast; twice as fast where the processor multiplies bfloat16, slower where not.
+    """
+
+    variant: str = "A"
+    seed: int = 0
+    steps: int = 12_000
+    batch: int = 64
+    rate: float = 4e-3
+    warmup: int = 200
+    cooldown: int = 3_000
+    easy: int = 1_500
+    dropout: float = 0.12
+    text_steps: int = 300
+    average: float = 8.0
+    bfloat16: bool = True
+
+
+_DEFAULTS = Recipe()
+
+
+class Training:
+    """The state of a run: denoiser, text encoder, their averages, optimiser, step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.step = 0
+        torch.manual_seed(recipe.seed)
+        self.model = nn.ModuleDict({"text_encoder": new_text_encoder(), "unet": new_unet()})
+        # PyTorch's fused attention is six times slower backwards in bfloat16 on a CPU than plain products
+        self.model["unet"].set_attn_processor(AttnProcessor())
+        self.model["text_encoder"].set_attn_implementation("eager")
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizers = {name: Muon(dict(part.named_parameters()), _PLAIN) for name, part in self.model.items()}
+        self._words = tokenizer()
+        self._signal = new_scheduler().alphas_cumprod
+
+    def start(self) -> dict[str, float]:
+        """Teach the text encoder to read, before step 0; what to log."""
+        recipe = self.recipe
+        encoder = self.model["text_encoder"]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # its products are too small to share
+        read = pretrain(encoder, variant_named(recipe.variant), recipe.seed, recipe.text_steps)  # pyright: ignore[reportArgumentType]
+        torch.set_num_threads(threads)
+        self.average.load_state_dict(self.model.state_dict())
+        return {"step": 0, "read": read}
+
+    def advance(self) -> float:
+        """One step; its loss."""
+        recipe = self.recipe
+        latents, ids = self._examples()
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        slots = torch.arange(recipe.batch)  # one time in each 64th of the schedule: less noise in the gradient
+        times = ((slots + torch.rand(recipe.batch, generator=generator)) / recipe.batch * 1000).long()
+        loss = self._loss(self.model, latents, ids, times, torch.randn(latents.shape, generator=generator))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizers["unet"].step(self._rate())
+        self.optimizers["text_encoder"].step(self._rate() / 4)  # which has learned to read, and should not forget it
+        self.step += 1
+        weight = 1 - (1 - 1 / self.step) ** (recipe.average + 1)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        return loss.item()
+
+    @torch.no_grad()
+    def held_out(self, n: int = 128) -> dict[str, float]:
+        """Loss of the average by time step, for scenes and noise that are always the same."""
+        scenes = sample_scenes(n, seed=999_999_937, variant=self.recipe.variant)
+        latents, ids = self._tensors(scenes, [full_caption(scene) for scene in scenes])
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        return {
+            f"loss_{t}": self._loss(self.average, latents, ids, torch.full((n,), t), noise).item()
+            for t in _HELD_OUT_TIMES
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; a reader sees the old one or the new one, never half of one."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for part, optimizer in self.optimizers.items():
+            tensors |= {f"optimizer.{part}.{name}": tensor for name, tensor in optimizer.state().items()}
+        partial = path.with_suffix(".partial")
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"state": json.dumps(self._state())})
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of the same kind of run.
+
+        Raises:
+            LoadError: the checkpoint was made for another variant or seed.
+        """
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+        for name in ("variant", "seed"):
+            if state["recipe"][name] != getattr(self.recipe, name):
+                raise LoadError(
+                    f"{path} was trained with {name}={state['recipe'][name]!r}, not {getattr(self.recipe, name)!r}."
+                )
+        tensors = load_file(path)
+        parts = {"model": self.model.load_state_dict, "average": self.average.load_state_dict}
+        parts |= {f"optimizer.{part}": optimizer.load_state for part, optimizer in self.optimizers.items()}
+        for part, put in parts.items():
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+            put({name.removeprefix(f"{part}."): tensor.float() for name, tensor in own.items()})
+        self.step = state["step"]
+
+    def _state(self) -> dict[str, object]:
+        return {"step": self.step, "recipe": asdict(self.recipe)}
+
+    def _rate(self) -> float:
+        recipe = self.recipe
+        return recipe.rate * min(1.0, (self.step + 1) / recipe.warmup, (recipe.steps - self.step) / recipe.cooldown)
+
+    def _examples(self) -> tuple[Float[Tensor, "batch 12 16 16"], Int[Tensor, "batch pos"]]:
+        recipe, variant = self.recipe, variant_named(self.recipe.variant)
+        random = Random(f"{recipe.seed} {self.step}")
+        ease = min(1.0, self.step / recipe.easy)  # 0 at first, 1 for the data as they will stay
+        scenes = [sample_scene(random, variant, variant.two * (0.2 + 0.8 * ease)) for _ in range(recipe.batch)]
+        texts = []
+        for scene in scenes:
+            keep = 0.8 if random.random() < 0.5 * ease else 1.0
+            texts.append("" if random.random() < recipe.dropout else caption(scene, random, keep, variant))
+        return self._tensors(scenes, texts)
+
+    def _tensors(self, scenes: list[Scene] | tuple[Scene, ...], texts: list[str]) -> tuple[Tensor, Tensor]:
+        pictures = torch.from_numpy(render(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        ids = self._words(texts, padding="max_length", return_tensors="pt")["input_ids"]
+        return pixel_unshuffle(pictures, 2), ids
+
+    def _loss(self, model: nn.ModuleDict, latents: Tensor, ids: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        """The mean squared error of v = α·noise − σ·latent."""
+        alpha = self._signal[times].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self._signal[times]).sqrt().view(-1, 1, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
+            states = model["text_encoder"](ids).last_hidden_state
+            predicted = model["unet"](alpha * latents + sigma * noise, times, states).sample
+        return mse_loss(predicted.float(), alpha * noise - sigma * latents)
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint and the log; training in it continues.")],
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes of computing (pauses not counted).")] = 1e9,
+    steps: Annotated[int, typer.Option(help="Length of the whole schedule.")] = _DEFAULTS.steps,
+    cooldown: Annotated[int, typer.Option(help="Last steps, while the rate falls to zero.")] = _DEFAULTS.cooldown,
+    rate: float = _DEFAULTS.rate,
+    batch: int = _DEFAULTS.batch,
+    variant: str = _DEFAULTS.variant,
+    seed: int = _DEFAULTS.seed,
+    text_steps: Annotated[int, typer.Option(help="Steps of reading before the first picture.")] = _DEFAULTS.text_steps,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    bfloat16: bool = _DEFAULTS.bfloat16,
+) -> None:
+    """Train until the schedule ends, or the minutes do."""
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(variant, seed, steps, batch, rate, cooldown=cooldown, text_steps=text_steps, bfloat16=bfloat16)
+    training, begun = Training(recipe), time.thread_time()
+    if (out / CHECKPOINT).exists():
+        training.load(out / CHECKPOINT)
+    else:
+        _log(out, training.start())
+    recent = 0.0
+    while training.step < steps and time.thread_time() - begun < 60 * minutes:
+        loss = training.advance()
+        recent = loss if recent == 0 else 0.98 * recent + 0.02 * loss
+        if training.step % save_every == 0:
+            training.save(out / CHECKPOINT)
+        if training.step % 100 == 0:
+            spent = {"computed_s": round(time.thread_time() - begun), "clock": time.strftime("%H:%M:%S")}
+            _log(out, {"step": training.step, "loss": round(recent, 5)} | spent)
+        if training.step % 500 == 0:
+            _log(out, {"step": training.step} | {name: round(x, 5) for name, x in training.held_out().items()})
+    training.save(out / CHECKPOINT)
+
+
+def _log(out: Path, entry: dict[str, object] | dict[str, float]) -> None:
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(train)
