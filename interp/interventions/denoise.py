@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import DenoisingRun, Run
 from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Swap, UnderPrompt, When
+from interp.interventions.memory import free_bytes
 from interp.interventions.plan import Index, LiveRow, Ops, compile_variants
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
@@ -98,6 +99,7 @@ class Denoising:
         rows: (variant, base row) of every row that is run; by default all rows of every variant.
         steady: donors that every base row has, whether or not its variant uses them (for a base run whose states
             serve other variants).
+        checked: the schedule, where these edits have been checked before, with others.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Denoising:
         *,
         rows: Sequence[tuple[int, int]] | None = None,
         steady: Sequence[UnderPrompt] = (),
+        checked: Schedule | None = None,
     ) -> None:
         refuse_silenced(model.network, model.name)
         self.model, self.base, self.variants = model, sampling, variants
@@ -119,7 +122,10 @@ class Denoising:
             self.row_of[pair] = row
         self.others = list(dict.fromkeys([*steady, *(o for edits in variants for e in edits for o in _others(e))]))
         self._extend(steady)
-        for edit in (e for edits in variants for e in edits):
+        if checked is not None:
+            self.schedule = checked
+            return
+        for edit in dict.fromkeys(e for edits in variants for e in edits):
             self._check(edit)
 
     @property
@@ -202,7 +208,7 @@ class Denoising:
         for branch in self._branches:
             for step in [_TEXT] if text else self.passes(when)[:1]:
                 if text or self.schedule.admits(when, step, branch):
-                    self._compile(site, [[edit]], step, branch)
+                    self.compiled(edit, step, branch)
 
     @property
     def _branches(self) -> tuple[Branch, ...]:
@@ -247,6 +253,10 @@ class Denoising:
             self._ops[key] = self._compile(site, self._active(site, step, branch), step, branch)
         return self._ops[key]
 
+    def compiled(self, edit: Edit, step: int, branch: Branch) -> tuple[Ops, ...]:
+        """One edit alone, on the base rows."""
+        return self._compile(edit.site.all_heads, [[edit]], step, branch, alone=True)
+
     @cached_property
     def _ops(self) -> dict[tuple[Site, int, Branch], tuple[Ops, ...]]:
         return {}
@@ -261,14 +271,16 @@ class Denoising:
 
         return [[edit for edit in edits if acts(edit)] for edits in self.variants]
 
-    def _compile(self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch) -> tuple[Ops, ...]:
+    def _compile(
+        self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch, *, alone: bool = False
+    ) -> tuple[Ops, ...]:
         if not any(variants):
             return ()
         resolved = [[self._resolved(edit, step, branch) for edit in edits] for edits in variants]
         plan = compile_variants(self.model, self._cells(site, len(self.base)), resolved)
         out = []
         for op in plan.sites.get(site.all_heads, ()):
-            row = self.row_of[op.variant, op.example] if len(variants) == len(self.variants) else op.example
+            row = op.example if alone else self.row_of[op.variant, op.example]
             chosen = row >= 0
             if chosen.any():
                 out.append(replace(op.select(chosen), variant=op.variant[chosen] * 0, example=row[chosen]))
@@ -314,6 +326,8 @@ class Denoising:
     ) -> DenoisingRun:
         """Run the rows; see `denoise`."""
         model = self.model
+        if capture or any(self.variants):
+            _ = self.schedule  # looked up now: it cannot be while the pipeline runs
         sites = _capture_sites(model, capture)
         steps = [] if not sites else self.passes(when)
         branches = tuple(b for b in self._branches if when is None or when.branch in (None, b))
@@ -339,12 +353,28 @@ class Denoising:
             heads = self.model.heads_of(site) or 1
             passes = branches * (1 if _is_text(site) else steps)
             total += passes * self.n_rows * height * width * heads * self.model.width_of(site) * item
-        free = _free_bytes(self.model.device)
+        free = free_bytes(self.model.device)
         if total > free // 2:
             raise InterpError(
                 f"These captures take {total / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Capture fewer "
                 "steps (`when`) or sites."
             )
+
+    def acts(self, step: int, branch: Branch) -> bool:
+        """Whether some edit acts in this pass."""
+        return any(
+            not _is_text(edit.site) and self.schedule.admits(edit.when, step, branch)
+            for edits in self.variants
+            for edit in edits
+        )
+
+    def asks_donors(self, step: int) -> bool:
+        """Whether some edit takes another prompt's value in this step."""
+        return any(
+            _others(edit) and any(self.schedule.admits(edit.when, step, branch) for branch in self._branches)
+            for edits in self.variants
+            for edit in edits
+        )
 
     def sites(self) -> list[Site]:
         """Every site that some variant edits."""
@@ -381,15 +411,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """What a base run leaves for its variants: outputs by (step, call) of the denoiser, by stage too where wanted.
+    """What a base run leaves for its variants: the denoiser's outputs, and its stages' at some steps.
 
     Attributes:
-        stages: whether the stages' outputs are kept.
+        steps: steps of which the stages' outputs are kept.
         outputs: by (step, call, stage); stage −1 is the whole denoiser.
     """
 
-    stages: bool
-    outputs: dict[tuple[int, int, int], Any]
+    steps: frozenset[int]
+    outputs: dict[tuple[int, int, int], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -410,18 +440,23 @@ class Serving:
     step: int
     stage: int
 
-    def rows(self, output: Any, branches: int) -> Any:
-        """An output of the base run, for these rows."""
-        at = np.concatenate([branch * self.base_rows + self.row for branch in range(branches)])
-        return _select_rows(output, torch.from_numpy(at), branches * self.base_rows)
+    def rows(self, key: tuple[int, int, int], branches: int, chosen: Sequence[int]) -> Any:
+        """An output of the base run, for these rows in the chosen ones of a call's branches."""
+        at = np.concatenate([branch * self.base_rows + self.row for branch in chosen])
+        return select_rows(self.record.outputs[key], torch.from_numpy(at), branches * self.base_rows)
 
 
 class Clock:
-    """Steps, calls and branches while a pipeline runs; edits, captures and serves by them."""
+    """Steps, calls and branches while a pipeline runs; edits, captures and serves by them.
+
+    Of a call's batch only the lines that matter are computed: donors only in steps where an edit asks for them, and
+    in the step in which rows leave the base run only the branches that are edited.
+    """
 
     def __init__(self, rows: Denoising, kept: Kept, serve: Serving | None, record: Record | None) -> None:
         self.rows, self.model, self.kept, self.serve, self.record = rows, rows.model, kept, serve, record
         self.step, self.call = 0, -1
+        self.branches: tuple[Branch, ...] = ()
         self.latents: list[Tensor] = []
         self.schedule = Schedule((), ())
         self.n = len(rows.sampling)
@@ -447,10 +482,10 @@ class Clock:
         """The denoising loop; returns the pictures."""
         model = self.model
         wrapped: dict[nn.Module, Any] = {model.network: self._network}
-        if self.serve is not None or (self.record is not None and self.record.stages):
+        if self.serve is not None or (self.record is not None and self.record.steps):
             wrapped |= {stage: self._stage(number) for number, stage in enumerate(model.stages)}
         with ExitStack() as stack:
-            stack.enter_context(tapped(self._watchers(), self.n * len(self.rows.layout.calls[0])))
+            stack.enter_context(tapped(self._watchers(), None))
             stack.enter_context(replaced(wrapped))
             stack.enter_context(stepping(model.pipeline.scheduler, lambda x: x, self._next))
             images = model.pipeline(**arguments, return_dict=False)[0]
@@ -466,28 +501,72 @@ class Clock:
     def _network(self, forward: Forward) -> Forward:
         def called(*args: Any, **kwargs: Any) -> Any:
             self.call += 1
-            branches = len(self.rows.layout.calls[self.call])
             x = args[0] if args else kwargs["hidden_states"]
             if self.step == 0 and self.call == 0:
                 self.schedule = schedule_of(self.model.pipeline.scheduler)
-            if self.rows.n_rows < self.n:
-                state = torch.tensor([b * self.n + s for b in range(branches) for s in self.rows.state_of])
-                x = x[state.to(x.device)]
-                args, kwargs = ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+            all_branches = self.rows.layout.calls[self.call]
             if self.call == 0:
                 self.latents.append(x[: self.rows.n_rows].clone())
-            output = self._served(-1, branches)
-            output = forward(*args, **kwargs) if output is None else output
+            chosen = self._chosen(all_branches)
+            if not chosen:
+                return self.serve.rows((self.step, self.call, -1), len(all_branches), range(len(all_branches)))
+            width = self.n if self._asks_donors() else self.rows.n_rows
+            whole = len(chosen) == len(all_branches) and width == self.n
+            self.branches = tuple(all_branches[b] for b in chosen)
+            if self.rows.n_rows < self.n:
+                state = torch.tensor([b * self.n + s for b in range(len(all_branches)) for s in self.rows.state_of])
+                x = x[state.to(x.device)]
+                args, kwargs = ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+            if not whole:
+                lines = torch.tensor([b * self.n + row for b in chosen for row in range(width)])
+                size = self.n * len(all_branches)
+                args, kwargs = select_rows(args, lines, size), select_rows(kwargs, lines, size)
+            output = forward(*args, **kwargs)
             self._recorded(-1, output)
-            return output
+            return output if whole else self._completed(output, all_branches, chosen, width)
 
         return called
+
+    def _chosen(self, branches: tuple[Branch, ...]) -> list[int]:
+        """Which branches of a call are computed; the others still are the base run's."""
+        serve = self.serve
+        if serve is None or self.step > serve.step:
+            return list(range(len(branches)))
+        if self.step < serve.step:
+            return []
+        return [b for b, branch in enumerate(branches) if self.rows.acts(self.step, branch)]
+
+    def _asks_donors(self) -> bool:
+        """Whether donors are computed in this step: always, for a record."""
+        return self.record is not None or self.rows.asks_donors(self.step)
+
+    def _completed(self, output: Any, branches: tuple[Branch, ...], chosen: list[int], width: int) -> Any:
+        """A whole call's output, from that of some lines; donors that nobody asks get their row's, which is unread."""
+        line_of = [row if row < width else self.rows.state_of[row] for row in range(self.n)]
+        lines = [b * width + line for b in range(len(chosen)) for line in line_of]
+        output = select_rows(output, torch.tensor(lines), width * len(chosen))
+        if len(chosen) == len(branches):
+            return output
+        assert self.serve is not None
+        others = [b for b in range(len(branches)) if b not in chosen]
+        base = self.serve.rows((self.step, self.call, -1), len(branches), others)
+        size = self.n * len(branches)
+        order = [[*chosen, *others].index(b) * self.n + row for b in range(len(branches)) for row in range(self.n)]
+        return select_rows(_joined(output, base), torch.tensor(order), size)
 
     def _stage(self, number: int):
         def wrap(forward: Forward) -> Forward:
             def called(*args: Any, **kwargs: Any) -> Any:
-                output = self._served(number, len(self.rows.layout.calls[self.call]))
-                output = forward(*args, **kwargs) if output is None else output
+                serve = self.serve
+                if serve is not None and self.step == serve.step and number < serve.stage:
+                    branches = self.rows.layout.calls[self.call]
+                    chosen = [branches.index(branch) for branch in self.branches]
+                    output = serve.rows((self.step, self.call, number), len(branches), chosen)
+                    if not self._asks_donors():
+                        lines = [b * self.n + row for b in range(len(chosen)) for row in range(self.rows.n_rows)]
+                        output = select_rows(output, torch.tensor(lines), self.n * len(chosen))
+                    return output
+                output = forward(*args, **kwargs)
                 self._recorded(number, output)
                 return output
 
@@ -495,22 +574,18 @@ class Clock:
 
         return wrap
 
-    def _served(self, stage: int, branches: int) -> Any:
-        serve = self.serve
-        if serve is None or self.step > serve.step:
-            return None
-        if self.step < serve.step if stage < 0 else (self.step == serve.step and stage < serve.stage):
-            return serve.rows(serve.record.outputs[self.step, self.call, stage], branches)
-        return None
-
     def _recorded(self, stage: int, output: Any) -> None:
-        if self.record is not None and (stage < 0 or self.record.stages):
+        if self.record is not None and (stage < 0 or self.step in self.record.steps):
             self.record.outputs[self.step, self.call, stage] = output
 
     # -- edits and captures ---------------------------------------------------------------------------
 
     def _watchers(self) -> list[tuple[str, Tap, Watcher]]:
         sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not _is_text(site)]
+        serve = self.serve
+        if serve is not None and serve.step == len(self.rows.schedule.timesteps) - 1:
+            # The base run has been there already, and nothing comes after.
+            sites = [site for site in sites if site.layer is None or self.model.stage_of(site) >= serve.stage]
         sites.sort(key=lambda site: site.part == "block_out")  # at a shared tap the update comes before its sum
         watchers: list[tuple[str, Tap, Watcher]] = []
         for site in sites:
@@ -535,9 +610,11 @@ class Clock:
 
     def visit(self, site: Site, x: Tensor) -> Tensor | None:
         """Edit and keep [branch · row, pos, …] of the current call; None if nothing changes."""
-        # A watcher of the denoiser's own input comes before its forward, which moves the clock on.
-        call = self.call + 1 if site.part == "latents" else self.call
-        return self._visit(site, x, self.step, self.rows.layout.calls[call])
+        if site.part == "latents":  # met before the denoiser's forward, which moves the clock on
+            return self._visit(site, x, self.step, self.rows.layout.calls[self.call + 1])
+        if site.part == "prediction":  # met after it, when every line is there again
+            return self._visit(site, x, self.step, self.rows.layout.calls[self.call])
+        return self._visit(site, x, self.step, self.branches)
 
     def _visit(self, site: Site, x: Tensor, step: int, branches: tuple[Branch, ...]) -> Tensor | None:
         out, changed = [], False
@@ -583,20 +660,21 @@ def _capture_sites(model: Denoiser, capture: Sequence[Site | str]) -> tuple[Site
     return tuple(dict.fromkeys(sites))
 
 
-def _select_rows(output: Any, at: Tensor, size: int) -> Any:
-    """Rows of every tensor in an output whose first axis is the batch."""
+def select_rows(output: Any, at: Tensor, size: int) -> Any:
+    """Rows of every tensor in arguments or an output whose first axis is the batch, of this size."""
     if isinstance(output, Tensor):
         return output[at.to(output.device)] if output.ndim and len(output) == size else output
-    if isinstance(output, Mapping):  # diffusers' output objects
-        return type(output)(**{key: _select_rows(value, at, size) for key, value in output.items()})
+    if isinstance(output, Mapping):  # arguments, and diffusers' output objects
+        return type(output)(**{key: select_rows(value, at, size) for key, value in output.items()})
     if isinstance(output, tuple | list):
-        return type(output)(_select_rows(value, at, size) for value in output)
+        return type(output)(select_rows(value, at, size) for value in output)
     return output
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+def _joined(one: Any, other: Any) -> Any:
+    """Two outputs of a denoiser, the rows of one behind the other's."""
+    if isinstance(one, Tensor):
+        return torch.cat([one, other])
+    if isinstance(one, tuple):
+        return (torch.cat([one[0], other[0]]), *one[1:])
+    return type(one)(sample=torch.cat([one.sample, other.sample]))

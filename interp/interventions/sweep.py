@@ -7,11 +7,10 @@ this module's affair: `plan_sweep` runs the base once, finds which rows have to 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.interventions.base_states import BaseStates, base_states
-from interp.interventions.checkpoint import Checkpoint, fingerprint
+from interp.interventions.denoise_sweep import plan_denoising_sweep
 from interp.interventions.edits import Edit
+from interp.interventions.memory import free_bytes
 from interp.interventions.packed import Chunk, needed_sites
 from interp.interventions.plan import Plan, compile_variants
 from interp.interventions.run import run_plan
@@ -37,41 +37,37 @@ from interp.interventions.schedule import (
     part_of,
     schedule,
 )
+from interp.interventions.sweep_plan import SweepPlan, Swept
 from interp.models.block import Blocks
+from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import Site
 from interp.progress import Progress, silent
+from interp.tasks.image_metrics import ImageMetric
 from interp.tasks.metrics import Metric, Readout
 
 MAX_TOKENS = 2048
 """Live tokens per pass. Larger matrices gain nothing more, leave the caches, and are mapped anew by the allocator."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Swept:
-    """Values of a sweep: `values[name]` [variant, example], `base[name]` [example], in the metric's unit."""
-
-    values: Mapping[str, Float[Tensor, "variant example"]]
-    base: Mapping[str, Float[Tensor, "example"]]
-    cost: Cost
-
-
 def sweep(
-    model: LanguageModel,
-    inputs: str | Sequence[str] | Prompts | Tensor,
+    model: LanguageModel | Denoiser,
+    inputs: Any,
     variants: Sequence[Sequence[Edit]],
-    metric: Metric | Sequence[Metric],
+    metric: Metric | ImageMetric | Sequence[Metric] | Sequence[ImageMetric],
     *,
     edits: Sequence[Edit] = (),
     exact: Savings | Literal["naive"] = Savings(),
     budget: int | None = None,
     progress: Progress = silent,
     checkpoint: str | Path | None = None,
+    **settings: Any,
 ) -> Swept:
-    """Metrics of every variant on every prompt.
+    """Metrics of every variant on every prompt (or, of a pipeline, on every picture).
 
     Args:
+        inputs: prompts; for a pipeline what `Denoiser.sampling` takes.
         variants: lists of edits; each is applied to all prompts (or to the rows it names).
         metric: one or several; all are computed from the same passes.
         edits: of the base run, shared by all variants and applied before theirs (the noise of a causal
@@ -81,30 +77,37 @@ def sweep(
         progress: wraps the chunks, like `rich.progress.track`.
         checkpoint: a folder; finished chunks are kept there, and a later call with the same arguments
             goes on after them.
+        **settings: of a pipeline's sampling: `negative`, `seeds`, `steps`, `guidance` …
 
     Raises:
         InterpError: as `compile_variants`, before any forward pass; a metric that is not finite.
     """
-    plan = plan_sweep(model, inputs, variants, metric, edits=edits, exact=exact, budget=budget)
+    plan = plan_sweep(model, inputs, variants, metric, edits=edits, exact=exact, budget=budget, **settings)
     return plan.run(progress=progress, checkpoint=checkpoint)
 
 
 def plan_sweep(
-    model: LanguageModel,
-    inputs: str | Sequence[str] | Prompts | Tensor,
+    model: LanguageModel | Denoiser,
+    inputs: Any,
     variants: Sequence[Sequence[Edit]],
-    metric: Metric | Sequence[Metric],
+    metric: Metric | ImageMetric | Sequence[Metric] | Sequence[ImageMetric],
     *,
     edits: Sequence[Edit] = (),
     exact: Savings | Literal["naive"] = Savings(),
     budget: int | None = None,
     base: BaseStates | None = None,
+    **settings: Any,
 ) -> SweepPlan:
     """What `sweep` would do, after the base run and before everything else; see `SweepPlan.explain`.
 
     Args:
         base: the base run's states, where they are known already (`states_with_source`).
     """
+    if isinstance(model, Denoiser):
+        sampling = model.sampling(inputs, **settings)
+        return plan_denoising_sweep(model, sampling, variants, metric, edits=edits, exact=exact, budget=budget)
+    if settings:
+        raise InterpError(f"{', '.join(settings)}: only a sweep over a diffusion pipeline has such a setting.")
     prompts = model.prompts(inputs)
     if any(edit.when is not None for edit in [*edits, *(e for v in variants for e in v)]):
         raise InterpError("`when` names generated steps; a sweep has none. Leave it out.")
@@ -118,69 +121,6 @@ def plan_sweep(
             how = f"Up to {at_once} variants as rows of one plain forward pass: {model.not_replayable}."
         return ForwardSweep.of(model, prompts, variants, edits, readout, at_once, how)
     return PackedSweep.of(model, prompts, variants, edits, readout, exact, budget, base)
-
-
-@dataclass(frozen=True, eq=False)
-class SweepPlan(ABC):
-    """A sweep that is ready to run, in parts.
-
-    Attributes:
-        parts: the chunks, in order: units of progress and of checkpoints.
-        cost: what they will take.
-    """
-
-    model: LanguageModel
-    prompts: Prompts
-    readout: Readout
-    n_variants: int
-    parts: Sequence[slice]
-    cost: Cost
-
-    @abstractmethod
-    def base_values(self) -> Float[Tensor, "metric example"]:
-        """The metrics of the base run."""
-
-    @abstractmethod
-    def part_values(self, part: slice) -> tuple[np.ndarray, np.ndarray, Float[Tensor, "metric row"]]:
-        """(variant, example, values) of one chunk."""
-
-    @abstractmethod
-    def hashed(self) -> list[object]:
-        """Everything that decides the values, for a checkpoint."""
-
-    def explain(self) -> str:
-        """Rows, passes, operations and bytes, in words."""
-        return str(self.cost)
-
-    def run(self, *, progress: Progress = silent, checkpoint: str | Path | None = None) -> Swept:
-        """Compute the values; see `sweep`."""
-        base = self.base_values()
-        self._finite(base, "base run")
-        values = base[:, None].repeat(1, self.n_variants, 1)
-        saved = None
-        parts = list(self.parts)
-        if checkpoint is not None:
-            saved = Checkpoint.open(checkpoint, fingerprint(self.hashed()), [(p.start, p.stop) for p in parts])
-            parts = [slice(*bounds) for bounds in saved.parts]
-        for number, part in enumerate(progress(parts, f"{self.n_variants} variants × {len(self.prompts)} prompts")):
-            done = saved.read(number) if saved else None
-            if done is None:
-                done = self.part_values(part)
-                self._finite(done[2], f"rows {part.start} to {part.stop}")
-                if saved:
-                    saved.write(number, *done)
-            variant, example, found = done
-            values[:, torch.from_numpy(variant), torch.from_numpy(example)] = found.to(values)
-        names = [metric.name for metric in self.readout.metrics]
-        return Swept(dict(zip(names, values, strict=True)), dict(zip(names, base, strict=True)), self.cost)
-
-    def _finite(self, values: Tensor, where: str) -> None:
-        for metric, row in zip(self.readout.metrics, values, strict=True):
-            if torch.isnan(row).any():
-                raise InterpError(
-                    f"Metric {metric.name!r} is not a number in the {where}: an edit left a query without keys, or "
-                    "drove a state to infinity."
-                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,12 +357,3 @@ def groups(model: LanguageModel, width: int, n: int, copies: int, budget: int) -
         )
     size = max(1, min(n, budget // 2 // one))
     return [range(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available

@@ -42,12 +42,13 @@ class Core(Protocol):
 
 
 @contextmanager
-def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int, *, first: bool = False) -> Iterator[None]:
+def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int | None, *, first: bool = False) -> Iterator[None]:
     """While the block runs, each watcher sees its tap's tensor on every forward pass.
 
     Args:
         watchers: (name for messages, tap, function), applied in this order at a shared tap.
-        batch: rows of the forward pass; tells [batch · pos, width] apart (OPT flattens its tokens).
+        batch: rows of the forward pass; tells [batch · pos, width] apart (OPT flattens its tokens). `None`: a tensor of
+            two axes is [batch, width].
         first: before the hooks that others have attached (transformers collects hidden states by hooks of its own).
 
     Raises:
@@ -69,18 +70,18 @@ def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int, *, first: b
         )
 
 
-def seen_through(tap: Tap, watch: Watcher, batch: int) -> Watcher:
+def seen_through(tap: Tap, watch: Watcher, batch: int | None) -> Watcher:
     """A watcher of the module's own tensor, from one of the tap's view of it."""
 
     def see(x: Tensor) -> Tensor | None:
-        shaped = x.unflatten(0, (batch, -1)) if x.ndim == 2 else x
+        shaped = x if x.ndim != 2 else x[:, None] if batch is None else x.unflatten(0, (batch, -1))
         new = watch(tap.read(shaped))
         return None if new is None else tap.write(shaped, new).reshape(x.shape)
 
     return see
 
 
-def _attach(tap: Tap, watch: Watcher, batch: int, mark: Callable[[], None], first: bool):
+def _attach(tap: Tap, watch: Watcher, batch: int | None, mark: Callable[[], None], first: bool):
     look = seen_through(tap, watch, batch)
 
     def see(x: Tensor) -> Tensor | None:

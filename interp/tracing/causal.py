@@ -34,10 +34,11 @@ from interp.errors import InterpError, PairError
 from interp.interventions.base_states import states_with_source
 from interp.interventions.captured import Run
 from interp.interventions.edits import Add, Edit, Replace
+from interp.interventions.memory import free_bytes
 from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
 from interp.interventions.schedule import Savings
-from interp.interventions.sweep import free_bytes, groups, plan_sweep
+from interp.interventions.sweep import groups, plan_sweep
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import Site
