@@ -66,7 +66,11 @@ def prove_replay(model: LanguageModel) -> str | None:
     prompts = _probe(model)
     plain = model.forward(prompts)[prompts.mask]
     off = (replay(model, prompts) - plain).abs().max()
-    return f"run block by block, its logits are off by {off:.1e}" if off > tolerance(plain) else None
+    # Explicit attention takes its softmax in float32 whatever the model's type, and is no more exact than that.
+    attentions = [layer.attn for layer in model.layers if layer.attn is not None]
+    explicit = any(getattr(attn.config, "_attn_implementation", None) == "eager" for attn in attentions)
+    allowed = tolerance(plain.float() if explicit else plain)
+    return f"run block by block, its logits are off by {off:.1e}" if off > allowed else None
 
 
 def _prove_causal(model: LanguageModel, prompts: Prompts, plain: Tensor) -> None:

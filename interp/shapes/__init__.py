@@ -7,5 +7,6 @@
 | `caption` | scenes as words; the tokenizer |
 | `pipeline` | the trained model, a diffusers `StableDiffusionPipeline` |
 | `checker`, `judge` | two independent readers of pictures; `reading` is what they return |
-| `train`, `text`, `optimizer`, `train_judge`, `weights`, `evaluate` | how the weights came about, and what they reach |
+| `train` (`text`, `optimizer`, `packing`, `export`), `train_judge` | how the weights came about |
+| `evaluate` | what they reach |
 """

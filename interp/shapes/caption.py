@@ -108,6 +108,15 @@ class ShapesTokenizer(PreTrainedTokenizerFast):
             check_prompt(prompt)
         return super().__call__(text, *args, **options)
 
+    def tokenize(self, text: str, *args: Any, **options: Any) -> list[str]:
+        """What any tokenizer returns. Diffusers looks here first, for names of textual inversions.
+
+        Raises:
+            PairError: a word that is not in `VOCABULARY`, or too many words.
+        """
+        check_prompt(text)
+        return super().tokenize(text, *args, **options)
+
 
 def check_prompt(prompt: str) -> None:
     """Refuse a prompt that the model cannot read.

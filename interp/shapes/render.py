@@ -1,9 +1,9 @@
 """From scenes to pixels: uint8 pictures of 32×32, and which pixels each object covers.
 
-Every shape is a set in the plane, tested at 4×4 points per pixel (all objects of a batch at once), so edges are
-smooth and coverage is exact to 1/16. An object, jitter included, stays inside its own 16×16 cell. Nuisances are
-a hash of (scene seed, object, number), not a random generator: a counterfactual that changes nothing else keeps
-every one of them, whatever the machine, the batch or the library's version.
+Every shape is a set in the plane, tested at 4×4 points per pixel (all objects of a batch at once): what counts as
+covered is known exactly, and straight edges move by quarters of a pixel. An object, jitter included, stays inside
+its own 16×16 cell. Nuisances are a hash of (scene seed, object, number), not a random generator: a counterfactual
+that changes nothing else keeps every one of them, whatever the machine, the batch or the library's version.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -28,6 +28,7 @@ from torch.nn.functional import mse_loss, pixel_unshuffle
 from interp.errors import LoadError
 from interp.shapes.caption import caption, full_caption, tokenizer
 from interp.shapes.optimizer import Muon
+from interp.shapes.packing import unpacked
 from interp.shapes.pipeline import new_scheduler, new_text_encoder, new_unet
 from interp.shapes.render import render
 from interp.shapes.scene import Scene, sample_scene, sample_scenes, variant_named
@@ -127,12 +128,9 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; a reader sees the old one or the new one, never half of one."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for part, optimizer in self.optimizers.items():
-            tensors |= {f"optimizer.{part}.{name}": tensor for name, tensor in optimizer.state().items()}
         partial = path.with_suffix(".partial")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"state": json.dumps(self._state())})
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        save_file(tensors, partial, {"state": json.dumps(self.state())})
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
@@ -143,12 +141,18 @@ class Training:
         """
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
+        self.restore(load_file(path), state)
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from the tensors and the state of a checkpoint.
+
+        Raises:
+            LoadError: they are of another variant or seed.
+        """
         for name in ("variant", "seed"):
-            if state["recipe"][name] != getattr(self.recipe, name):
-                raise LoadError(
-                    f"{path} was trained with {name}={state['recipe'][name]!r}, not {getattr(self.recipe, name)!r}."
-                )
-        tensors = load_file(path)
+            found, wanted = state["recipe"][name], getattr(self.recipe, name)
+            if found != wanted:
+                raise LoadError(f"The checkpoint has {name}={found!r}, and {wanted!r} is wanted.")
         parts = {"model": self.model.load_state_dict, "average": self.average.load_state_dict}
         parts |= {f"optimizer.{part}": optimizer.load_state for part, optimizer in self.optimizers.items()}
         for part, put in parts.items():
@@ -156,7 +160,16 @@ class Training:
             put({name.removeprefix(f"{part}."): tensor.float() for name, tensor in own.items()})
         self.step = state["step"]
 
-    def _state(self) -> dict[str, object]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for part, optimizer in self.optimizers.items():
+            tensors |= {f"optimizer.{part}.{name}": tensor for name, tensor in optimizer.state().items()}
+        return tensors
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says beside its tensors."""
         return {"step": self.step, "recipe": asdict(self.recipe)}
 
     def _rate(self) -> float:
@@ -201,6 +214,7 @@ def train(
     text_steps: Annotated[int, typer.Option(help="Steps of reading before the first picture.")] = _DEFAULTS.text_steps,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     bfloat16: bool = _DEFAULTS.bfloat16,
+    start: Annotated[Path | None, typer.Option(help="Folder with exported weights to continue from.")] = None,
 ) -> None:
     """Train until the schedule ends, or the minutes do."""
     out.mkdir(parents=True, exist_ok=True)
@@ -208,6 +222,8 @@ def train(
     training, begun = Training(recipe), time.thread_time()
     if (out / CHECKPOINT).exists():
         training.load(out / CHECKPOINT)
+    elif start is not None:
+        training.restore(*unpacked(start))
     else:
         _log(out, training.start())
     recent = 0.0

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, nll_loss, pad
 
 from interp.shapes.judge import ANSWERS, WEIGHTS, Judge, Verdict
+from interp.shapes.packing import write_weights
 from interp.shapes.reading import ideal
 from interp.shapes.render import BACKGROUND_RGB, COLOUR_RGB, coverage, render
 from interp.shapes.scene import CELLS, SHAPES, Scene, sample_scene, sample_scenes
-from interp.shapes.weights import write_weights
 
 _SPOILT = 0.4  # share of objects that are unclear by shape
 _STRANGE = 0.2  # share of objects, and of backgrounds, in a colour that is none

@@ -116,22 +116,23 @@ def test_every_part_is_captured_with_its_documented_shape(family):
 def test_the_stream_is_the_networks_hidden_states(family):
     model, whole = described(family), captured(family)
     mask = whole.prompts.mask
+    atol = 1e-5 if family == "gemma2" else 1e-10  # its softmax is in float32, where the order of additions shows
     with torch.no_grad():  # another network of the same weights: transformers leaves its own hooks behind
         theirs = tiny(family)(
             input_ids=whole.prompts.ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True
         ).hidden_states
     for layer in range(3):
-        torch.testing.assert_close(whole["resid_pre", layer][mask], theirs[layer][mask], rtol=0, atol=1e-10)
+        torch.testing.assert_close(whole["resid_pre", layer][mask], theirs[layer][mask], rtol=0, atol=atol)
         if layer:
             assert torch.equal(whole["resid_pre", layer], whole["resid_post", layer - 1])
         total = whole["resid_pre", layer] + whole["attn_out", layer] + whole["mlp_out", layer]
-        torch.testing.assert_close(total[mask], whole["resid_post", layer][mask], rtol=0, atol=1e-10)
-    torch.testing.assert_close(whole["final_norm"][mask], theirs[3][mask], rtol=0, atol=1e-10)
+        torch.testing.assert_close(total[mask], whole["resid_post", layer][mask], rtol=0, atol=atol)
+    torch.testing.assert_close(whole["final_norm"][mask], theirs[3][mask], rtol=0, atol=atol)
     columns = torch.tensor([[3, 60]]).expand(len(whole.prompts), whole.prompts.ids.shape[1], 2)
     some = model.unembed_columns(whole["final_norm"], columns)
-    torch.testing.assert_close(some[mask], whole["logits"][..., [3, 60]][mask], rtol=0, atol=1e-10)
+    torch.testing.assert_close(some[mask], whole["logits"][..., [3, 60]][mask], rtol=0, atol=atol)
     torch.testing.assert_close(
-        model.unembed_columns(whole["final_norm"])[mask], whole["logits"][mask], rtol=0, atol=1e-10
+        model.unembed_columns(whole["final_norm"])[mask], whole["logits"][mask], rtol=0, atol=atol
     )
 
 

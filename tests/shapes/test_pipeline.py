@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from interp.errors import LoadError, PairError
+from interp.shapes.packing import write_weights
 from interp.shapes.pipeline import (
     GUIDANCE,
     STEPS,
@@ -23,7 +24,6 @@ from interp.shapes.pipeline import (
     new_unet,
     read_weights,
 )
-from interp.shapes.weights import write_weights
 
 PROMPTS = ["a large red circle at top left on a white background", "a small ring and a cross"]
 

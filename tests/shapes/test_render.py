@@ -42,7 +42,7 @@ def test_coverage_is_the_area_of_the_shape(shape, size):
     areas = coverage(scenes)[:, 0].sum((1, 2))
     expected = AREAS[shape] * RADII[size] ** 2
     assert areas.mean() == pytest.approx(expected, rel=0.02)  # the mean over wobbles of the radius
-    assert (abs(areas / expected - 1) < 0.1).all()  # ±3 % of radius, and 16 points a pixel
+    assert (abs(areas / expected - 1) < 0.15).all()  # ±3 % of radius, and straight edges to a quarter of a pixel
 
 
 def test_an_object_stays_in_its_cell_and_mixes_its_colour_in_by_coverage():
