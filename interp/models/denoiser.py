@@ -159,6 +159,19 @@ class Denoiser:
             MappingProxyType(options),
         )
 
+    @torch.no_grad()
+    def __call__(self, inputs: Any, **settings: Any) -> list[Any]:
+        """The pictures of a sampling, as PIL images: `model("a red circle", seeds=range(4))`.
+
+        Raises:
+            PairError, InterpError: as `sampling`.
+        """
+        sampling = self.sampling(inputs, **settings)
+        embeds: dict[str, Tensor] = {}
+        for branch in {branch: None for call in self.layout(sampling).calls for branch in call}:
+            embeds |= self.embeddings(sampling, branch)
+        return self.pipeline(**self.arguments(sampling, embeds) | {"output_type": "pil"}).images
+
     def layout(self, sampling: Sampling) -> Guidance:
         """The branches that a sampling runs."""
         optional = self.family.default_negative is None and sampling.negative is None

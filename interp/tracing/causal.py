@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
 from interp.interventions.schedule import Savings
 from interp.interventions.sweep import groups, plan_sweep
+from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import Site
@@ -47,6 +48,7 @@ from interp.results import Result, provenance
 from interp.statistics import bootstrap_interval, recovered
 from interp.tasks.pairs import PromptPair, Task
 from interp.tracing.fact import Answer, Fact, answer_metric, as_prompts
+from interp.tracing.image import ImageTraceResult, trace_image
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -161,6 +163,11 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+@overload
+def trace(model: Denoiser, prompt: str, *, attribute: str, **settings: Any) -> ImageTraceResult: ...
+
+
+@overload
 def trace(
     model: LanguageModel,
     prompt: str | PromptPair | Task,
@@ -180,15 +187,42 @@ def trace(
     budget: int | None = None,
     progress: Progress = silent,
     checkpoint: str | Path | None = None,
-) -> TraceResult:
+) -> TraceResult: ...
+
+
+def trace(
+    model: LanguageModel | Denoiser,
+    prompt: str | PromptPair | Task,
+    *,
+    subject: str | None = None,
+    answer: Answer = None,
+    part: str | None = None,
+    corruption: Literal["noise", "replacement"] = "noise",
+    noise: float | None = None,
+    noises: int = 10,
+    window: int = 1,
+    severed: Literal["mlp_out", "attn_out"] | None = None,
+    metric: Literal["probability", "log_probability"] = "probability",
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    exact: Savings | Literal["naive"] = Savings(),
+    budget: int | None = None,
+    progress: Progress = silent,
+    checkpoint: str | Path | None = None,
+    attribute: str | None = None,
+    **settings: Any,
+) -> TraceResult | ImageTraceResult:
     """Trace one fact over its tokens, or average a set of facts over the roles of their tokens.
+
+    On a diffusion pipeline: trace the `attribute` of a prompt over blocks and steps; the arguments are those of
+    `interp.tracing.trace_image`.
 
     Args:
         prompt: a text with `subject` (and `answer`); a pair, or a task of pairs that carry their subjects.
         subject: its text, which must occur exactly once in the prompt.
         answer: the expected continuation, of one token or several; a list of alternatives, whose
             probabilities add up; the model's own greedy answer if not given.
-        part: the state that is restored: one of `resid_post resid_pre resid_mid mlp_out attn_out`.
+        part: the state that is restored: one of `resid_post` (the default), `resid_pre resid_mid mlp_out attn_out`.
         corruption: `"noise"` on the subject's embeddings, or `"replacement"` by a pair's corrupted prompt.
         noise: σ in the embeddings' own units; 3 × their standard deviation if not given.
         noises: number of noise draws, at least 10 to be worth reporting.
@@ -207,6 +241,16 @@ def trace(
             continue the prompt.
         SiteError: a part that the model cannot serve.
     """
+    if isinstance(model, Denoiser):
+        if attribute is None or not isinstance(prompt, str):
+            raise PairError("Tracing a picture needs a prompt as text, and `attribute`, a word of it.")
+        return trace_image(
+            model, prompt, attribute=attribute, part=part or "cross_attn_out", corruption=corruption, noise=noise,
+            seed=seed, exact=exact, budget=budget, progress=progress, checkpoint=checkpoint, **settings,
+        )  # fmt: skip
+    if settings or attribute is not None:
+        raise InterpError(f"{', '.join(settings) or 'attribute'}: only the trace of a picture has such a setting.")
+    part = part or "resid_post"
     if part not in PARTS:
         raise InterpError(f"Restoring {part!r} is no causal trace; allowed: {', '.join(PARTS)}. See interp.patch.")
     if severed and severed == part:
