@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import DenoisingRun, Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Swap, UnderPrompt, When
+from interp.interventions.edits import Ablate, Add, Edit, Knockout, LiveRow, Positions, Replace, Swap, UnderPrompt, When
 from interp.interventions.memory import free_bytes
-from interp.interventions.plan import Index, LiveRow, Ops, compile_variants
+from interp.interventions.plan import Index, Ops, compile_variants
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
 from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
@@ -33,6 +33,8 @@ from interp.models.tap import Tap
 
 _TEXT = -1
 """The pass of the text encoders, before every step."""
+_SHARED = ("txt_ids", "img_ids")
+"""Arguments of a denoiser that hold one row per token, for the whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,7 +522,8 @@ class Clock:
             if not whole:
                 lines = torch.tensor([b * self.n + row for b in chosen for row in range(width)])
                 size = self.n * len(all_branches)
-                args, kwargs = select_rows(args, lines, size), select_rows(kwargs, lines, size)
+                args = select_rows(args, lines, size)
+                kwargs = {k: v if k in _SHARED else select_rows(v, lines, size) for k, v in kwargs.items()}
             output = forward(*args, **kwargs)
             self._recorded(-1, output)
             return output if whole else self._completed(output, all_branches, chosen, width)
@@ -584,8 +587,7 @@ class Clock:
         sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not _is_text(site)]
         serve = self.serve
         if serve is not None and serve.step == len(self.rows.schedule.timesteps) - 1:
-            # The base run has been there already, and nothing comes after.
-            sites = [site for site in sites if site.layer is None or self.model.stage_of(site) >= serve.stage]
+            sites = [site for site in sites if not self._inside_served(site, serve.stage)]
         sites.sort(key=lambda site: site.part == "block_out")  # at a shared tap the update comes before its sum
         watchers: list[tuple[str, Tap, Watcher]] = []
         for site in sites:
@@ -595,6 +597,12 @@ class Clock:
             else:
                 watchers.append((str(site), tap, lambda x, site=site: self.visit(site, x)))
         return watchers
+
+    def _inside_served(self, site: Site, stage: int) -> bool:
+        """Whether a site lies inside a block that is served, where the base run has been and no hook fires."""
+        if site.layer is None or self.model.stage_of(site) >= stage:
+            return False
+        return self.model.tap(site).module is not self.model.stages[self.model.stage_of(site)]
 
     def _update(self, site: Site, tap: Tap) -> list[tuple[str, Tap, Watcher]]:
         """What a stage changes is no tensor of the network: output minus input, and back."""

@@ -259,7 +259,7 @@ def _scheduled(
                 step, stage = first if savings.enter_late else (-1, 0)
                 found.append((step, stage if stages else 0, e, v))
     order = np.array(sorted(found), dtype=np.int64).reshape(-1, 4)
-    step, stage, example, variant = order.T
+    step, stage, example, variant = (np.ascontiguousarray(column) for column in order.T)
     return Rows(variant, example, step, stage), len(variants) * len(whole.base) - len(found)
 
 

@@ -245,7 +245,7 @@ def _positions(tokenizer: Any, prompt: str, word: int) -> list[int]:
 
 
 def _judged(attribute: str, clean: Tensor, corrupted: Tensor) -> list[ImageMetric]:
-    """The judge's metrics of an attribute, of the factors that should stay, and of the pixels in and out of its cell."""
+    """The judge of an attribute and of the factors that should stay, and the pixels in and out of its cell."""
     from interp.shapes.judge import ANSWERS, load_judge
     from interp.shapes.scene import CELLS, COLOURS, SHAPES, SIZES
 
