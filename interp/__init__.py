@@ -34,6 +34,7 @@ _HOMES = {
     "differentiable": "interp.interventions.differentiable",
     "patch": "interp.patching",
     "trace": "interp.tracing",
+    "trace_image": "interp.tracing",
     "knockout": "interp.tracing",
     "Result": "interp.results",
     "InterpError": "interp.errors",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from interp.results import Result as Result
     from interp.tracing import knockout as knockout
     from interp.tracing import trace as trace
+    from interp.tracing import trace_image as trace_image
 
 
 def __getattr__(name: str) -> object:

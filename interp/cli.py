@@ -79,11 +79,18 @@ def _deliver(
 
 @app.command()
 def trace(
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is the fact.")],
-    subject: Annotated[str, typer.Option(help="The words of the prompt that it is about.")],
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is the fact, or that asks for a picture.")],
+    subject: Annotated[str | None, typer.Option(help="The words of the text that the fact is about.")] = None,
+    attribute: Annotated[str | None, typer.Option(help="Of a picture: the word that is traced.")] = None,
     answer: Annotated[str | None, typer.Option(help="The continuation; the model's own if not given.")] = None,
-    part: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
-    window: Annotated[int, typer.Option(help="Adjacent layers restored together.")] = 1,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Text: resid_post (default), resid_pre, resid_mid, mlp_out, attn_out. Picture: cross_attn_out …"
+        ),
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Adjacent layers (1), or steps (5), restored together.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of a picture: how many draws of the starting noise.")] = 8,
     noises: Annotated[int, typer.Option(help="Noise draws; fewer than ten say little.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the noise and of the intervals.")] = 0,
     model: Model = "smollm2-135m",
@@ -92,15 +99,26 @@ def trace(
     out: Out = None,
     png: Png = None,
 ) -> None:
-    """Causal tracing: which states, restored, bring a fact back after noise on its subject?"""
+    """Causal tracing: which states, restored, bring a fact (or an attribute of a picture) back?"""
     import interp
     from interp.progress import bar, silent
 
     with _told():
-        result = interp.trace(
-            interp.load(model), prompt, subject=subject, answer=answer, part=part, window=window, noises=noises,
-            seed=seed, progress=silent if as_json else bar,
-        )  # fmt: skip
+        loaded, progress = interp.load(model), silent if as_json else bar
+        if isinstance(loaded, interp.Denoiser):
+            if attribute is None:
+                raise InterpError(f"{model} makes pictures: name the word that is traced with --attribute.")
+            result = interp.trace_image(
+                loaded, prompt, attribute=attribute, part=part or "cross_attn_out", window=window or 5, seeds=seeds,
+                seed=seed, progress=progress,
+            )  # fmt: skip
+        else:
+            if subject is None:
+                raise InterpError(f"{model} is a language model: name the words that the fact is about with --subject.")
+            result = interp.trace(
+                loaded, prompt, subject=subject, answer=answer, part=part or "resid_post", window=window or 1,
+                noises=noises, seed=seed, progress=progress,
+            )  # fmt: skip
         _deliver(result, "Causal trace", html, as_json, out, png)
 
 
@@ -151,10 +169,12 @@ def models() -> None:
     """Models that need no hub, and the families that are supported."""
     from interp.models.families import FAMILIES, REFUSED
     from interp.models.load import EMBEDDED
+    from interp.models.pipelines import FAMILIES as PIPELINES
 
     table = Table("what", "names", title="interp.load")
     table.add_row("embedded", ", ".join(EMBEDDED))
     table.add_row("families, with every saving", ", ".join(FAMILIES))
+    table.add_row("diffusion pipelines", ", ".join(PIPELINES))
     table.add_row("others", "by TransformerLens's adapters (interp\\[lens]); whole forward passes")
     table.add_row("refused", "\n".join(f"{kind}: {why}" for kind, why in REFUSED.items()))
     console.print(table)

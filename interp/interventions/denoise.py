@@ -511,6 +511,7 @@ class Clock:
                 self.latents.append(x[: self.rows.n_rows].clone())
             chosen = self._chosen(all_branches)
             if not chosen:
+                assert self.serve is not None
                 return self.serve.rows((self.step, self.call, -1), len(all_branches), range(len(all_branches)))
             width = self.n if self._asks_donors() else self.rows.n_rows
             whole = len(chosen) == len(all_branches) and width == self.n

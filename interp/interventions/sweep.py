@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -105,13 +105,14 @@ def plan_sweep(
     """
     if isinstance(model, Denoiser):
         sampling = model.sampling(inputs, **settings)
-        return plan_denoising_sweep(model, sampling, variants, metric, edits=edits, exact=exact, budget=budget)
+        of_images = cast("ImageMetric | Sequence[ImageMetric]", metric)
+        return plan_denoising_sweep(model, sampling, variants, of_images, edits=edits, exact=exact, budget=budget)
     if settings:
         raise InterpError(f"{', '.join(settings)}: only a sweep over a diffusion pipeline has such a setting.")
     prompts = model.prompts(inputs)
     if any(edit.when is not None for edit in [*edits, *(e for v in variants for e in v)]):
         raise InterpError("`when` names generated steps; a sweep has none. Leave it out.")
-    readout = Readout.of(metric, prompts.lengths)
+    readout = Readout.of(cast("Metric | Sequence[Metric]", metric), prompts.lengths)
     budget = free_bytes(model.device) // 2 if budget is None else budget
     if exact == "naive" or model.not_replayable:
         if exact == "naive" or not exact.batch:

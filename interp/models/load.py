@@ -137,6 +137,8 @@ def _is_pipeline(x: str | Path) -> bool:
         return (Path(x) / "model_index.json").is_file()
     from transformers.utils.hub import cached_file
 
+    if len(Path(x).parts) != 2:  # owner/name
+        return False
     return (
         cached_file(
             str(x),

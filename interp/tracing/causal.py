@@ -197,10 +197,10 @@ def trace(
     subject: str | None = None,
     answer: Answer = None,
     part: str | None = None,
-    corruption: Literal["noise", "replacement"] = "noise",
+    corruption: Literal["noise", "replacement"] | None = None,
     noise: float | None = None,
     noises: int = 10,
-    window: int = 1,
+    window: int | None = None,
     severed: Literal["mlp_out", "attn_out"] | None = None,
     metric: Literal["probability", "log_probability"] = "probability",
     layers: Sequence[int] | None = None,
@@ -223,7 +223,8 @@ def trace(
         answer: the expected continuation, of one token or several; a list of alternatives, whose
             probabilities add up; the model's own greedy answer if not given.
         part: the state that is restored: one of `resid_post` (the default), `resid_pre resid_mid mlp_out attn_out`.
-        corruption: `"noise"` on the subject's embeddings, or `"replacement"` by a pair's corrupted prompt.
+        corruption: `"noise"` on the subject's embeddings (the default for text), or `"replacement"` by a pair's
+            corrupted prompt.
         noise: σ in the embeddings' own units; 3 × their standard deviation if not given.
         noises: number of noise draws, at least 10 to be worth reporting.
         window: adjacent layers restored together (ROME: 10 for mlp_out and attn_out).
@@ -245,12 +246,13 @@ def trace(
         if attribute is None or not isinstance(prompt, str):
             raise PairError("Tracing a picture needs a prompt as text, and `attribute`, a word of it.")
         return trace_image(
-            model, prompt, attribute=attribute, part=part or "cross_attn_out", corruption=corruption, noise=noise,
+            model, prompt, attribute=attribute, part=part or "cross_attn_out", corruption=corruption or "replacement",
+            noise=noise, window=5 if window is None else window,
             seed=seed, exact=exact, budget=budget, progress=progress, checkpoint=checkpoint, **settings,
         )  # fmt: skip
     if settings or attribute is not None:
         raise InterpError(f"{', '.join(settings) or 'attribute'}: only the trace of a picture has such a setting.")
-    part = part or "resid_post"
+    part, corruption, window = part or "resid_post", corruption or "noise", 1 if window is None else window
     if part not in PARTS:
         raise InterpError(f"Restoring {part!r} is no causal trace; allowed: {', '.join(PARTS)}. See interp.patch.")
     if severed and severed == part:

@@ -1,0 +1,157 @@
+"""Causal tracing of pictures: planted paths are found, a model without any shows nothing, and sweeps equal plain runs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from models.pipelines import pipeline
+
+from interp.errors import InterpError, PairError, SiteError
+from interp.interventions.denoise import denoise
+from interp.interventions.edits import Replace, UnderPrompt, When
+from interp.models.denoiser import describe_pipeline
+from interp.models.guidance import Branch
+from interp.results import Result
+from interp.tracing import ImageTraceResult, trace, trace_image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(change=lambda unet: None):
+    pipe = pipeline("sd")
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        change(pipe.unet)
+    return describe_pipeline(pipe, "tiny")
+
+
+def only_path(address):
+    """Cut the words off everywhere but at one cross-attention."""
+
+    def change(unet):
+        kept = load().blocks[address].taps["cross_attn_out"].module
+        name = next(n for n, m in pipeline("sd").unet.named_modules() if type(m) is type(kept) and n == _path(address))
+        for path, module in unet.named_modules():
+            if path.endswith("attn2") and path != name:
+                module.to_out[0].weight.zero_()
+
+    return change
+
+
+def _path(address):
+    part, *numbers = address.split(".")
+    stage = "mid_block" if part == "mid" else f"{part}_blocks.{numbers.pop(0)}"
+    return f"{stage}.attentions.{numbers[0]}.transformer_blocks.0.attn2"
+
+
+@dataclass(frozen=True)
+class Towards:
+    """Minus the distance to the clean picture of the same row."""
+
+    clean: torch.Tensor
+    name: str = "closeness"
+    unit: str = "of full range"
+
+    def values(self, images, example):
+        return -(images - self.clean[example]).square().mean((1, 2, 3)).sqrt()
+
+
+PROMPT = "a red circle on a blue square"
+SETTINGS = dict(attribute="red", replacement="green", seeds=2, steps=4, guidance=3.0)
+
+
+def traced(model, **changes):
+    clean = denoise(model, model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0))
+    return trace(model, PROMPT, metrics=[Towards(clean.images)], **{**SETTINGS, "window": 4, **changes})
+
+
+@pytest.mark.parametrize("address", ["down.0.1", "mid.0", "up.1.1"])
+def test_a_planted_path_is_found(address):
+    found = traced(load(only_path(address)))
+    effect = found.data["closeness_mean"].values[:, 0] - float(found.data["closeness_corrupted"].mean())
+    blocks = [str(b) for b in found.data["block"].values]
+    assert blocks[int(effect.argmax())] == address
+    # All of the difference passes there, so restoring it in every step gives the clean picture; nowhere else does any.
+    np.testing.assert_allclose(found.data["closeness"].sel(block=address).values, 0, atol=1e-9)
+    assert np.abs(np.delete(effect, blocks.index(address))).max() < 1e-9
+    if address != "mid.0":  # through which so little passes here that a ratio is refused
+        np.testing.assert_allclose(found.recovered()["recovered"].sel(block=address).values, 1, atol=1e-6)
+
+
+def test_where_no_path_is_nothing_is_found():
+    def cut(unet):
+        for path, module in unet.named_modules():
+            if path.endswith("attn2"):
+                module.to_out[0].weight.zero_()
+
+    found = traced(load(cut))
+    assert np.ptp(found.data["closeness"].values) < 1e-9
+    with pytest.raises(PairError, match="differs by"):
+        found.recovered()
+
+
+@pytest.mark.parametrize("matching", ["state", "trajectory"])
+def test_cells_are_plain_runs(matching):
+    model = load()
+    found = traced(model, matching=matching, window=2)
+    clean = denoise(model, model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0), (), ["cross_attn_out"])
+    base = model.sampling("a green circle on a blue square", seeds=range(2), steps=4, guidance=3.0)
+    for address, start in (("up.1.1", 0), ("down.1.0", 2)):
+        site = next(site for site in model.sites("cross_attn_out") if site.layer == address)
+        value = UnderPrompt(PROMPT) if matching == "state" else clean
+        when = When(steps=[start, start + 1], branch=Branch.COND if matching == "state" else None)
+        images = denoise(model, base, [Replace(site, value, when=when)]).images
+        expected = Towards(clean.images).values(images, torch.arange(2)).numpy()
+        cell = found.data["closeness"].sel(block=address).values[start // 2]
+        np.testing.assert_allclose(cell, expected, rtol=0, atol=1e-9)
+    naive = traced(model, matching=matching, window=2, exact="naive")
+    np.testing.assert_allclose(found.data["closeness"].values, naive.data["closeness"].values, rtol=0, atol=1e-9)
+
+
+def test_noise_on_the_word_and_nowhere_else():
+    model = load()
+    found = traced(model, corruption="noise", noise=3.0)
+    assert found.provenance["corrupted"] == PROMPT
+    assert (found.data["closeness_corrupted"] < -1e-4).all()
+    weaker = traced(model, corruption="noise", noise=1e-9)
+    np.testing.assert_allclose(weaker.data["closeness_corrupted"].values, 0, atol=1e-6)
+
+
+def test_a_result_is_saved_loaded_and_drawn(tmp_path):
+    found = traced(load(), window=2)
+    assert isinstance(found, ImageTraceResult)
+    found.save(tmp_path / "trace.nc")
+    again = Result.load(tmp_path / "trace.nc")
+    assert isinstance(again, ImageTraceResult) and again.data.identical(found.data)
+    figure = found.plot()
+    assert figure.data and "state-matched" in found.title
+    assert "rows run" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"attribute": "purple"}, PairError, "occurs 0 times"),
+        ({"attribute": "a"}, PairError, "occurs 2 times"),
+        ({"part": "cross_attn_ou"}, SiteError, "cross_attn_out"),
+        ({"blocks": ["up.9.0"]}, SiteError, "no block 'up.9.0'"),
+        ({"window": 5}, InterpError, "window of 5"),
+    ],
+)
+def test_what_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        traced(load(), **changes)
+
+
+def test_a_picture_needs_an_attribute_and_a_text_does_not_take_one():
+    with pytest.raises(PairError, match="attribute"):
+        trace(load(), PROMPT)
+    with pytest.raises(PairError, match="stand in place"):
+        trace_image(load(), "two stars on a square", attribute="stars", metrics=[], seeds=1, steps=2)
