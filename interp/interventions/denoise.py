@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from interp.errors import InterpError, ShapeError, SiteError, UnfiredError
 from interp.interventions.captured import DenoisingRun, Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Swap, UnderPrompt, When
-from interp.interventions.plan import Index, LiveRow, Ops, Plan, compile_variants, position_grid
+from interp.interventions.edits import Ablate, Edit, Knockout, LiveRow, Positions, UnderPrompt, When
+from interp.interventions.plan import Index, Ops, Plan, compile_variants, position_grid
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
 from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
@@ -32,6 +32,8 @@ from interp.models.tap import Tap
 
 _TEXT = -1
 """The pass of the text encoders, before every step."""
+_VALUES = ("value", "source", "over")
+"""Where an edit may hold another run, or another prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Denoising:
             (step, branch)
             for step in ([_TEXT] if text else range(len(self.schedule.timesteps)))
             for branch in self._branches
-            if (when is None or when.branch in (None, branch) if text else self.schedule.admits(when, step, branch))
+            if self._admits(when, step, branch)
         ]
         source = _source_of(edit)
         if source is not None:
@@ -270,15 +272,22 @@ class Denoising:
     def _ops(self) -> dict[tuple, tuple[Ops, ...]]:
         return {}
 
-    def _active(self, site: Site, step: int, branch: Branch) -> list[list[Edit]]:
-        def acts(edit: Edit) -> bool:
-            if edit.site.all_heads != site:
-                return False
-            if step == _TEXT:
-                return edit.when is None or edit.when.branch in (None, branch)
-            return self.schedule.admits(edit.when, step, branch)
+    @cached_property
+    def _edits_at(self) -> dict[Site, list[list[Edit]]]:
+        found: dict[Site, list[list[Edit]]] = {}
+        for number, edits in enumerate(self.variants):
+            for edit in edits:
+                found.setdefault(edit.site.all_heads, [[] for _ in self.variants])[number].append(edit)
+        return found
 
-        return [[edit for edit in edits if acts(edit)] for edits in self.variants]
+    def _active(self, site: Site, step: int, branch: Branch) -> list[list[Edit]]:
+        variants = self._edits_at.get(site, ())
+        return [[edit for edit in edits if self._admits(edit.when, step, branch)] for edits in variants]
+
+    def _admits(self, when: When | None, step: int, branch: Branch) -> bool:
+        if step == _TEXT:
+            return when is None or when.branch in (None, branch)
+        return when is None or self.schedule.admits(when, step, branch)
 
     def _compile(self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch) -> tuple[Ops, ...]:
         if not any(variants):
@@ -297,28 +306,18 @@ class Denoising:
 
     def _cells(self, site: Site, rows: int) -> Prompts:
         height, width = self.model.grid_of(site, self.base)
-        return from_token_lists(None, [[0] * (height * width)] * rows, device=self.model.device)
+        return _cell_prompts(height * width, rows, self.model.device)
 
     def _resolved(self, edit: Edit, step: int, branch: Branch) -> Edit:
         """The edit with values of this pass."""
         site = edit.site.all_heads
-        edit = replace(edit, when=None)
-
-        def value_of(value: Any) -> Any:
+        for name in _VALUES:
+            value = getattr(edit, name, None)
             if isinstance(value, UnderPrompt):
-                return LiveRow(self.others.index(value))
+                return replace(edit, **{name: LiveRow(self.others.index(value))})
             if isinstance(value, DenoisingRun):
                 x = value.at(site, None if step == _TEXT else step, branch)
-                return Run(self._cells(site, len(x)), None, {site: x})
-            return value
-
-        match edit:
-            case Replace() | Add():
-                return replace(edit, value=value_of(edit.value))
-            case Swap():
-                return replace(edit, source=value_of(edit.source))
-            case Ablate():
-                return replace(edit, over=value_of(edit.over))
+                return replace(edit, **{name: Run(self._cells(site, len(x)), None, {site: x})})
         return edit
 
     # -- running --------------------------------------------------------------------------------------
@@ -502,8 +501,9 @@ class Clock:
         calls = self.rows.layout.calls
         if call >= len(calls) or len(x) != self.n * len(calls[call]):
             raise InterpError(
-                f"Call {call} of the denoiser in step {self.step} has {len(x)} rows; this run has {self.n}, {self.rows.layout}. "
-                "Options that add rows or calls (skipped layers, image prompts) are not served."
+                f"Call {call} of the denoiser in step {self.step} has {len(x)} rows; this run has {self.n}, "
+                f"{self.rows.layout}. Options that add rows or calls (skipped layers, image prompts) are not "
+                "served."
             )
         return calls[call]
 
@@ -619,14 +619,20 @@ class Clock:
         return replace(op, operand=place * groups + op.group, table=table)
 
 
+@lru_cache(maxsize=64)
+def _cell_prompts(cells: int, rows: int, device: torch.device) -> Prompts:
+    """Cells as the compiler's tokens."""
+    return from_token_lists(None, [[0] * cells] * rows, device=device)
+
+
 def _others(edit: Edit) -> list[UnderPrompt]:
-    values = [getattr(edit, name, None) for name in ("value", "source")]
+    values = [getattr(edit, name, None) for name in _VALUES]
     return [value for value in values if isinstance(value, UnderPrompt)]
 
 
 def _source_of(edit: Edit) -> DenoisingRun | None:
     """The run that an edit takes its values from."""
-    values = [getattr(edit, name, None) for name in ("value", "source", "over")]
+    values = [getattr(edit, name, None) for name in _VALUES]
     return next((value for value in values if isinstance(value, DenoisingRun)), None)
 
 

@@ -46,7 +46,18 @@ class UnderPrompt:
     negative: str | None = None
 
 
-Value: TypeAlias = float | Tensor | Run | DenoisingRun | UnderPrompt
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """As the value of an edit: what another row of the same pass has at the same place.
+
+    Attributes:
+        number: which other row; who applies the plan knows.
+    """
+
+    number: int
+
+
+Value: TypeAlias = float | Tensor | Run | DenoisingRun | UnderPrompt | LiveRow
 """A number; a tensor that broadcasts to [row, position, (head,) width]; or a run, whose activation at
 the same site, row and position (and step and branch) is taken (a run of one row serves every row)."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, Positions, Replace, Scale, Swap, Value
+from interp.interventions.edits import Ablate, Add, Edit, Knockout, LiveRow, Positions, Replace, Scale, Swap, Value
 from interp.kernels.apply_edits import apply_edits, swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
@@ -175,17 +175,6 @@ class _Gathered:
         return Ops(
             site, by_unit, self.basis, table=tables[0] if len(tables) == 1 else torch.cat(tables), live=live, **columns
         )
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRow:
-    """As the value of an edit: what another row of the same pass has at the same place.
-
-    Attributes:
-        number: which other row; who applies the plan knows.
-    """
-
-    number: int
 
 
 class _Checks:

@@ -455,11 +455,13 @@ def transformer_taps(block: Any) -> dict[str, Tap]:
     taps: dict[str, Tap] = {}
     if (joint := getattr(block, "attn", None)) is not None:
         taps["joint_attn_out"] = Tap(joint, "output")
-    for kind, attribute in (("self", "attn1"), ("cross", "attn2")):
+    for attribute in ("attn1", "attn2"):
         attention = getattr(block, attribute, None)
         if attention is None:
             continue
-        if kind == "cross" and not getattr(attention, "is_cross_attention", True):
+        # The second attention of SD 3.5's dual blocks is a self-attention of the image, as PixArt's first one.
+        kind = "cross" if attribute == "attn2" and getattr(attention, "is_cross_attention", True) else "self"
+        if f"{kind}_attn_out" in taps:
             continue
         taps[f"{kind}_attn_out"] = Tap(attention, "output")
         heads = attention.heads

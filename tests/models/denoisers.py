@@ -11,6 +11,9 @@ from interp.models.denoiser import Denoiser, Sampling
 from interp.models.load import load
 from interp.models.site import BLOCK_PARTS, Site
 
+STEPS = dict.fromkeys(FAMILIES, 2) | {"pixart": 3, "dit": 3}
+"""Steps of a run of which at least two do something: these two schedules end with one at timestep 0."""
+
 SIDES = dict.fromkeys(FAMILIES, (8, 12)) | {"dit": (8, 8)}
 """Height and width of the latents."""
 
@@ -44,24 +47,26 @@ def texts(family: str, batch: int = 2, negative: bool = False) -> list:
 
 
 def sampling(
-    family: str, batch: int = 2, seeds=0, guided: bool = True, prompts=None, negative=None, steps: int = 2, model=None, **more
+    family: str, batch: int = 2, seeds=0, guided: bool = True, prompts=None, negative=None, steps: int | None = None, model=None, **more
 ) -> Sampling:  # fmt: skip
     """Prompts with negative prompts of their own, where the family knows any."""
     negative = negative if negative is not None else texts(family, batch, True) if guided and family != "dit" else None
     return (model or described(family)).sampling(
-        prompts or texts(family, batch), negative=negative, seeds=seeds, steps=steps, guidance=4.0 if guided else 1.0,
+        prompts or texts(family, batch), negative=negative, seeds=seeds, steps=steps or STEPS[family], guidance=4.0 if guided else 1.0,
         **options(family) | more,
     )  # fmt: skip
 
 
-def native(family: str, seeds: list[int], batch: int = 2, guided: bool = True, made=None, **changes) -> torch.Tensor:
+def native(
+    family: str, seeds: list[int], batch: int = 2, guided: bool = True, each: int = 1, **changes
+) -> torch.Tensor:
     """Pictures of the pipeline's own call, given prompts, one generator for each picture."""
-    call = CALLS[family] | ({} if guided else UNGUIDED[family])
+    call = CALLS[family] | ({} if guided else UNGUIDED[family]) | dict(num_inference_steps=STEPS[family])
     for name in ("prompt", "negative_prompt", "class_labels"):
         if call.get(name) is not None:
-            call[name] = texts(family, batch, name == "negative_prompt")
+            call[name] = [text for text in texts(family, batch, name == "negative_prompt") for _ in range(each)]
     call |= dict(generator=[torch.Generator().manual_seed(seed) for seed in seeds]) | changes
-    images = (made or described(family).pipeline)(**call).images
+    images = described(family).pipeline(**call).images
     return images if torch.is_tensor(images) else torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
