@@ -66,6 +66,7 @@ class DenoisingRun:
         branches: the branches that were kept.
         activations: the captured sites, after any edit made there: [step, branch, row, pos, …]; of the text encoders
             [branch, row, pos, …].
+        partial: whether only some positions were kept.
     """
 
     sampling: Sampling
@@ -76,6 +77,7 @@ class DenoisingRun:
     steps: tuple[int, ...]
     branches: tuple[Branch, ...]
     activations: Mapping[Site, Tensor]
+    partial: bool = False
 
     def __getitem__(self, site: Site | str | tuple) -> Tensor:
         """A captured activation: `run["cross_attn_out", "up.1.0"]`, `run["up.1.0.cross_attn_out"]`.

@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InterpError, ShapeError, SiteError
+from interp.errors import InterpError, ShapeError, SiteError, UnfiredError
 from interp.interventions.captured import DenoisingRun, Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, LiveRow, Positions, Replace, Swap, UnderPrompt, When
+from interp.interventions.edits import Ablate, Edit, Knockout, LiveRow, Positions, UnderPrompt, When
 from interp.interventions.memory import free_bytes
-from interp.interventions.plan import Index, Ops, compile_variants
+from interp.interventions.plan import Index, Ops, Plan, compile_variants, position_grid
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
 from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
@@ -35,6 +35,8 @@ _TEXT = -1
 """The pass of the text encoders, before every step."""
 _SHARED = ("txt_ids", "img_ids")
 """Arguments of a denoiser that hold one row per token, for the whole batch."""
+_VALUES = ("value", "source", "over")
+"""Where an edit may hold another run, or another prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def schedule_of(scheduler: Any) -> Schedule:
     timesteps = [float(t) for t in scheduler.timesteps]
     if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) >= len(timesteps):
         sigmas = [float(s) for s in scheduler.sigmas[: len(timesteps)]]
-        if "FlowMatch" in type(scheduler).__name__:  # x_t = (1 − σ) x_0 + σ ε
+        flow = "FlowMatch" in type(scheduler).__name__ or getattr(scheduler.config, "use_flow_sigmas", False)
+        if flow:  # x_t = (1 − σ) x_0 + σ ε
             sigmas = [s / (1 - s) if s < 1 else np.inf for s in sigmas]
     else:
         kept = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps]
@@ -141,7 +144,6 @@ class Denoising:
         whole = self.base.select([example for _, example in self.pairs])
         prompts: list[Any] = list(whole.prompts)
         negative = None if whole.negative is None else list(whole.negative)
-        seeds = list(whole.seeds)
         self.state_of = list(range(self.n_rows))
         for row, (variant, example) in enumerate(self.pairs):
             wanted = [
@@ -149,15 +151,19 @@ class Denoising:
                 *(o for edit in self.variants[variant] if _acts_on(edit, example) for o in _others(edit)),
             ]
             for other in dict.fromkeys(wanted):
-                self.donor[self.others.index(other), row] = len(seeds)
+                self.donor[self.others.index(other), row] = len(self.state_of)
                 self.state_of.append(row)
                 prompts.append(other.prompt[example] if isinstance(other.prompt, tuple) else other.prompt)
-                seeds.append(seeds[row])
                 if negative is not None:
                     negative.append(negative[row] if other.negative is None else other.negative)
-        self.model.sampling([*dict.fromkeys(prompts[self.n_rows :])] or [prompts[0]])  # refuses unknown words
+                elif other.negative is not None:
+                    raise InterpError(
+                        f"UnderPrompt has the negative prompt {other.negative!r}, this run none: give the run one too."
+                    )
+        others = [*prompts[self.n_rows :], *(negative or ())[self.n_rows :]]
+        self.model.check_prompts([*dict.fromkeys(others)], self.base.options)
         self.sampling = replace(
-            whole, prompts=tuple(prompts), negative=None if negative is None else tuple(negative), seeds=tuple(seeds)
+            whole.select(self.state_of), prompts=tuple(prompts), negative=None if negative is None else tuple(negative)
         )
 
     # -- what is refused ------------------------------------------------------------------------------
@@ -171,46 +177,66 @@ class Denoising:
         text = _is_text(site)
         if when is not None and text and (when.steps, when.timesteps, when.sigmas) != (None, None, None):
             raise InterpError(f"{site}: text encoders run before the first step; give no steps, timesteps or sigmas.")
-        if when is not None and when.branch not in (None, *self._branches):
-            raise InterpError(
-                f"{site}: there is no branch {when.branch.value!r} in this run; without guidance there is only 'cond'."
-            )
-        if text and _others(edit):
-            raise InterpError(
-                f"{site}: a text encoder sees no x_t, so another prompt's value there is a run's, not a state's."
-            )
+        if not text:
+            self._check_when(site, when)
+        elif when is not None and when.branch is not None and not self.model.encodes(self.base, when.branch):
+            raise InterpError(f"{site}: without a negative prompt {self.model.name} encodes no text in that branch.")
+        if _others(edit) and (text or site.part == "latents"):
+            what = "is the state itself" if site.part == "latents" else "sees no x_t"
+            raise InterpError(f"{site} {what}, so no other prompt has a value there in the same state; give a run.")
         for other in _others(edit):
             if isinstance(other.prompt, tuple) and len(other.prompt) != len(self.base):
                 raise InterpError(
                     f"UnderPrompt: {len(other.prompt)} prompts for {len(self.base)} rows; give one, or one each."
                 )
-        if not text and when is not None and not self.passes(when):
+        passes = [
+            (step, branch)
+            for step in ([_TEXT] if text else range(len(self.schedule.timesteps)))
+            for branch in self._branches
+            if self._admits(when, step, branch)
+        ]
+        source = _source_of(edit)
+        if source is not None:
+            self._check_source(site, source, edit)
+            for step, branch in passes:
+                source.at(site.all_heads, None if text else step, branch)
+        for step, branch in passes[:1]:
+            self._plan(site, [[edit]], step, branch)
+
+    def _check_when(self, site: Site | None, when: When | None) -> None:
+        what, last = "The capture" if site is None else f"The edit at {site}", len(self.schedule.timesteps) - 1
+        if when is None:
+            return
+        if when.branch not in (None, *self._branches):
             raise InterpError(
-                f"The edit at {site} acts in no pass: {when} of steps 0 to {len(self.schedule.timesteps) - 1} "
-                f"(timesteps {self.schedule.timesteps[0]:g} to {self.schedule.timesteps[-1]:g})."
+                f"{what} is in branch {when.branch.value!r}, which this run does not have; without guidance there is "
+                "only 'cond'."
             )
-        if when is not None and when.steps is not None and not text:
-            outside = [s for s in when.steps if not 0 <= s < len(self.schedule.timesteps)]
-            if outside:
-                raise InterpError(
-                    f"The edit at {site} names steps {outside}; this run has 0 to {len(self.schedule.timesteps) - 1}."
-                )
-        source = getattr(edit, "source" if isinstance(edit, Swap) else "value", None)
-        if isinstance(source, DenoisingRun):
-            if len(source.sampling) not in (1, len(self.base)):
-                raise ShapeError(
-                    f"The source run at {site} has {len(source.sampling)} rows, this one {len(self.base)}; give as "
-                    "many, or one."
-                )
-            source[site.all_heads]  # captured at all
-            if not text and source.timesteps != self.schedule.timesteps:
-                raise ShapeError(
-                    f"The source run at {site} has other timesteps, so its steps do not correspond to this run's."
-                )
-        for branch in self._branches:
-            for step in [_TEXT] if text else self.passes(when)[:1]:
-                if text or self.schedule.admits(when, step, branch):
-                    self.compiled(edit, step, branch)
+        if outside := [step for step in when.steps or () if not 0 <= step <= last]:
+            raise InterpError(f"{what} names steps {outside}; this run has 0 to {last}.")
+        if not self.passes(when):
+            raise InterpError(
+                f"{what} is in no pass: {when} of steps 0 to {last} (timesteps {self.schedule.timesteps[0]:g} to "
+                f"{self.schedule.timesteps[-1]:g}, σ/α {self.schedule.sigmas[0]:g} to {self.schedule.sigmas[-1]:g})."
+            )
+
+    def _check_source(self, site: Site, source: DenoisingRun, edit: Edit) -> None:
+        if not isinstance(edit, Ablate) and len(source.sampling) not in (1, len(self.base)):
+            raise ShapeError(
+                f"The source run at {site} has {len(source.sampling)} rows, this one {len(self.base)}; give as many, "
+                "or one."
+            )
+        grids = [self.model.grid_of(site, sampling) for sampling in (source.sampling, self.base)]
+        if source.partial or grids[0] != grids[1]:
+            kept = "only some positions" if source.partial else "{}×{} of them".format(*grids[0])
+            raise ShapeError(
+                f"The source run at {site} has {kept}, this one {grids[1][0]}×{grids[1][1]}: positions would not "
+                "correspond."
+            )
+        if not _is_text(site) and source.timesteps != self.schedule.timesteps:
+            raise ShapeError(
+                f"The source run at {site} has other timesteps, so its steps do not correspond to this run's."
+            )
 
     @property
     def _branches(self) -> tuple[Branch, ...]:
@@ -235,24 +261,19 @@ class Denoising:
         return schedule_of(self.model.pipeline.scheduler)
 
     def _embeddings(self, sampling: Sampling) -> dict[str, Tensor]:
-        """Of the rows' distinct prompts, each encoded once."""
-        found: dict[str, Tensor] = {}
-        for branch in self._branches:
-            prompts = sampling.prompts if branch is Branch.COND else sampling.negative or ("",) * len(sampling)
-            distinct = list(dict.fromkeys(prompts))
-            first = sampling.select([prompts.index(prompt) for prompt in distinct])
-            row = torch.tensor([distinct.index(prompt) for prompt in prompts])
-            embeds = self.model.embeddings(first, branch)
-            found |= {name: value[row.to(value.device)] for name, value in embeds.items()}
-        return found
+        # Every row's, also of equal prompts: in a batch of another size the same text may get other last bits.
+        return {k: x for branch in self._branches for k, x in self.model.embeddings(sampling, branch).items()}
 
     # -- compiling ------------------------------------------------------------------------------------
 
     def ops(self, site: Site, step: int, branch: Branch) -> tuple[Ops, ...]:
         """The edits of one site in one pass, `example` being the row that is run."""
-        key = (site, step, branch)
+        variants = self._active(site, step, branch)
+        if any(_source_of(edit) is not None for edits in variants for edit in edits):
+            return self._compile(site, variants, step, branch)  # with this pass's values, which no other shares
+        key = (site, tuple(tuple(map(id, edits)) for edits in variants))
         if key not in self._ops:
-            self._ops[key] = self._compile(site, self._active(site, step, branch), step, branch)
+            self._ops[key] = self._compile(site, variants, step, branch)
         return self._ops[key]
 
     def compiled(self, edit: Edit, step: int, branch: Branch) -> tuple[Ops, ...]:
@@ -260,58 +281,57 @@ class Denoising:
         return self._compile(edit.site.all_heads, [[edit]], step, branch, alone=True)
 
     @cached_property
-    def _ops(self) -> dict[tuple[Site, int, Branch], tuple[Ops, ...]]:
+    def _ops(self) -> dict[tuple, tuple[Ops, ...]]:
         return {}
 
-    def _active(self, site: Site, step: int, branch: Branch) -> list[list[Edit]]:
-        def acts(edit: Edit) -> bool:
-            if edit.site.all_heads != site:
-                return False
-            if step == _TEXT:
-                return edit.when is None or edit.when.branch in (None, branch)
-            return self.schedule.admits(edit.when, step, branch)
+    @cached_property
+    def _edits_at(self) -> dict[Site, list[list[Edit]]]:
+        found: dict[Site, list[list[Edit]]] = {}
+        for number, edits in enumerate(self.variants):
+            for edit in edits:
+                found.setdefault(edit.site.all_heads, [[] for _ in self.variants])[number].append(edit)
+        return found
 
-        return [[edit for edit in edits if acts(edit)] for edits in self.variants]
+    def _active(self, site: Site, step: int, branch: Branch) -> list[list[Edit]]:
+        variants = self._edits_at.get(site, ())
+        return [[edit for edit in edits if self._admits(edit.when, step, branch)] for edits in variants]
+
+    def _admits(self, when: When | None, step: int, branch: Branch) -> bool:
+        if step == _TEXT:
+            return when is None or when.branch in (None, branch)
+        return when is None or self.schedule.admits(when, step, branch)
 
     def _compile(
         self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch, *, alone: bool = False
     ) -> tuple[Ops, ...]:
         if not any(variants):
             return ()
-        resolved = [[self._resolved(edit, step, branch) for edit in edits] for edits in variants]
-        plan = compile_variants(self.model, self._cells(site, len(self.base)), resolved)
         out = []
-        for op in plan.sites.get(site.all_heads, ()):
+        for op in self._plan(site, variants, step, branch).sites.get(site.all_heads, ()):
             row = op.example if alone else self.row_of[op.variant, op.example]
             chosen = row >= 0
             if chosen.any():
                 out.append(replace(op.select(chosen), variant=op.variant[chosen] * 0, example=row[chosen]))
         return tuple(out)
 
+    def _plan(self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch) -> Plan:
+        resolved = [[self._resolved(edit, step, branch) for edit in edits] for edits in variants]
+        return compile_variants(self.model, self._cells(site, len(self.base)), resolved)
+
     def _cells(self, site: Site, rows: int) -> Prompts:
         height, width = self.model.grid_of(site, self.base)
-        return from_token_lists(None, [[0] * (height * width)] * rows, device=self.model.device)
+        return _cell_prompts(height * width, rows, self.model.device)
 
     def _resolved(self, edit: Edit, step: int, branch: Branch) -> Edit:
         """The edit with values of this pass."""
         site = edit.site.all_heads
-        edit = replace(edit, when=None)
-
-        def value_of(value: Any) -> Any:
+        for name in _VALUES:
+            value = getattr(edit, name, None)
             if isinstance(value, UnderPrompt):
-                return LiveRow(self.others.index(value))
+                return replace(edit, **{name: LiveRow(self.others.index(value))})
             if isinstance(value, DenoisingRun):
                 x = value.at(site, None if step == _TEXT else step, branch)
-                return Run(self._cells(site, len(x)), None, {site: x})
-            return value
-
-        match edit:
-            case Replace() | Add():
-                return replace(edit, value=value_of(edit.value))
-            case Swap():
-                return replace(edit, source=value_of(edit.source))
-            case Ablate():
-                return replace(edit, over=value_of(edit.over))
+                return replace(edit, **{name: Run(self._cells(site, len(x)), None, {site: x})})
         return edit
 
     # -- running --------------------------------------------------------------------------------------
@@ -331,20 +351,19 @@ class Denoising:
         if capture or any(self.variants):
             _ = self.schedule  # looked up now: it cannot be while the pipeline runs
         sites = _capture_sites(model, capture)
+        if sites:
+            self._check_when(None, when)
         steps = [] if not sites else self.passes(when)
         branches = tuple(b for b in self._branches if when is None or when.branch in (None, b))
-        if sites and (not steps or not branches):
-            raise InterpError(
-                f"Nothing is captured in {when}: this run has steps 0 to {len(self.schedule.timesteps) - 1}."
-            )
         self._fits(sites, len(steps), len(branches))
-        kept = Kept(sites, set(steps), branches, self.n_rows, positions)
+        asked = {} if positions is None else {s: position_grid(self._cells(s, self.n_rows), positions) for s in sites}
+        kept = Kept(sites, set(steps), branches, self.n_rows, {site.all_heads: at for site, at in asked.items()})
         clock = Clock(self, kept, serve, record)
         embeds = clock.encode()
         images = clock.sample(model.arguments(self.sampling, embeds))
         return DenoisingRun(
             self.base.select([example for _, example in self.pairs]), images[: self.n_rows], torch.stack(clock.latents),
-            clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(),
+            clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(), bool(asked),
         )  # fmt: skip
 
     def _fits(self, sites: Sequence[Site], steps: int, branches: int) -> None:
@@ -387,24 +406,33 @@ class Kept:
     """Captured activations as they arrive."""
 
     def __init__(
-        self, sites: Sequence[Site], steps: set[int], branches: tuple[Branch, ...], rows: int, positions: Any
+        self,
+        sites: Sequence[Site],
+        steps: set[int],
+        branches: tuple[Branch, ...],
+        rows: int,
+        positions: Mapping[Site, Tensor],
     ) -> None:
         self.sites = dict.fromkeys(site.all_heads for site in sites)
         self.asked, self.steps, self.branches, self.rows = sites, steps, branches, rows
-        self.positions = None if positions is None else torch.as_tensor(positions).reshape(-1)
+        self.positions = positions
         self.found: dict[tuple[Site, int, Branch], Tensor] = {}
 
     def keep(self, site: Site, step: int, branch: Branch, x: Tensor) -> None:
         """Record one branch's rows [row, pos, …]."""
         if site in self.sites and branch in self.branches and (step == _TEXT or step in self.steps):
             x = x[: self.rows]
-            self.found[site, step, branch] = x.clone() if self.positions is None else x[:, self.positions]
+            at = self.positions.get(site)
+            self.found[site, step, branch] = x.clone() if at is None else x[torch.arange(len(x))[:, None], at]
 
     def stacked(self) -> dict[Site, Tensor]:
         """[step, branch, row, pos, …] of each site asked for; of text encoders without the steps."""
         out = {}
+        passes = {(s, step, b) for s in self.sites for step in _steps(s, self.steps) for b in self.branches}
+        if missing := sorted({f"{s} in step {step}" for s, step, _ in passes - self.found.keys()}):
+            raise UnfiredError(f"Nothing was captured at {', '.join(missing)}.")
         for site in self.asked:
-            steps = [_TEXT] if _is_text(site) else sorted(self.steps)
+            steps = _steps(site, self.steps)
             x = torch.stack([torch.stack([self.found[site.all_heads, s, b] for b in self.branches]) for s in steps])
             x = x if site.head is None else x.select(-2, site.head)
             out[site] = x[0] if _is_text(site) else x
@@ -462,6 +490,7 @@ class Clock:
         self.latents: list[Tensor] = []
         self.schedule = Schedule((), ())
         self.n = len(rows.sampling)
+        self.visited: set[tuple[Site, int, Branch]] = set()
 
     def encode(self) -> dict[str, Tensor]:
         """The text stage, branch by branch, edited and captured."""
@@ -491,12 +520,50 @@ class Clock:
             stack.enter_context(replaced(wrapped))
             stack.enter_context(stepping(model.pipeline.scheduler, lambda x: x, self._next))
             images = model.pipeline(**arguments, return_dict=False)[0]
+        self._check_passes()
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(images).permute(0, 3, 1, 2)
         return images
 
     def _next(self) -> None:
+        if self.call + 1 < len(self.rows.layout.calls):
+            raise UnfiredError(
+                f"Step {self.step} called the denoiser {self.call + 1} times, not {len(self.rows.layout.calls)}: "
+                f"{self.rows.layout}."
+            )
         self.step, self.call = self.step + 1, -1
+
+    def _branches(self, call: int, x: Tensor) -> tuple[Branch, ...]:
+        """Branches of a call of the denoiser, which has as many rows as it should."""
+        calls = self.rows.layout.calls
+        if call >= len(calls) or len(x) != self.n * len(calls[call]):
+            raise InterpError(
+                f"Call {call} of the denoiser in step {self.step} has {len(x)} rows; this run has {self.n}, "
+                f"{self.rows.layout}. Options that add rows or calls (skipped layers, image prompts) are not "
+                "served."
+            )
+        return calls[call]
+
+    def _check_passes(self) -> None:
+        """Every step ran, and every edit of every pass met its activation."""
+        if self.step != len(self.schedule.timesteps):
+            raise UnfiredError(
+                f"The pipeline ended after {self.step} of the {len(self.schedule.timesteps)} steps of its schedule, so "
+                "edits and captures of the others would be missing."
+            )
+        for site in (site for site in self.rows.sites() if not _is_text(site)):
+            for step, branch in ((s, b) for s in range(self.step) for b in self.rows._branches):
+                if self._is_served(site, step):
+                    continue
+                if (site, step, branch) not in self.visited and self.rows.ops(site, step, branch):
+                    raise UnfiredError(f"The edit at {site} met nothing in step {step}, branch {branch.value!r}.")
+
+    def _is_served(self, site: Site, step: int) -> bool:
+        """Whether the base run has been at a site in this step, in place of these rows."""
+        serve = self.serve
+        if serve is None or step > serve.step:
+            return False
+        return step < serve.step or self.model.stage_of(site) < serve.stage
 
     # -- the denoiser and its stages ------------------------------------------------------------------
 
@@ -504,9 +571,9 @@ class Clock:
         def called(*args: Any, **kwargs: Any) -> Any:
             self.call += 1
             x = args[0] if args else kwargs["hidden_states"]
+            all_branches = self._branches(self.call, x)
             if self.step == 0 and self.call == 0:
                 self.schedule = schedule_of(self.model.pipeline.scheduler)
-            all_branches = self.rows.layout.calls[self.call]
             if self.call == 0:
                 self.latents.append(x[: self.rows.n_rows].clone())
             chosen = self._chosen(all_branches)
@@ -620,7 +687,7 @@ class Clock:
     def visit(self, site: Site, x: Tensor) -> Tensor | None:
         """Edit and keep [branch · row, pos, …] of the current call; None if nothing changes."""
         if site.part == "latents":  # met before the denoiser's forward, which moves the clock on
-            return self._visit(site, x, self.step, self.rows.layout.calls[self.call + 1])
+            return self._visit(site, x, self.step, self._branches(self.call + 1, x))
         if site.part == "prediction":  # met after it, when every line is there again
             return self._visit(site, x, self.step, self.rows.layout.calls[self.call])
         return self._visit(site, x, self.step, self.branches)
@@ -633,6 +700,7 @@ class Clock:
                 op = self._live(op, part) if op.live else op
                 part = op.apply(part.flatten(0, 1), op.example * part.shape[1] + op.position).view(part.shape)
             changed |= bool(ops)
+            self.visited.add((site, step, branch))
             self.kept.keep(site, step, branch, part)
             out.append(part)
         return torch.cat(out) if changed else None
@@ -646,13 +714,29 @@ class Clock:
         return replace(op, operand=place * groups + op.group, table=table)
 
 
+@lru_cache(maxsize=64)
+def _cell_prompts(cells: int, rows: int, device: torch.device) -> Prompts:
+    """Cells as the compiler's tokens."""
+    return from_token_lists(None, [[0] * cells] * rows, device=device)
+
+
 def _others(edit: Edit) -> list[UnderPrompt]:
-    values = [getattr(edit, name, None) for name in ("value", "source")]
+    values = [getattr(edit, name, None) for name in _VALUES]
     return [value for value in values if isinstance(value, UnderPrompt)]
+
+
+def _source_of(edit: Edit) -> DenoisingRun | None:
+    """The run that an edit takes its values from."""
+    values = [getattr(edit, name, None) for name in _VALUES]
+    return next((value for value in values if isinstance(value, DenoisingRun)), None)
 
 
 def _acts_on(edit: Edit, example: int) -> bool:
     return edit.rows is None or example in edit.rows
+
+
+def _steps(site: Site, steps: set[int]) -> list[int]:
+    return [_TEXT] if _is_text(site) else sorted(steps)
 
 
 def _is_text(site: Site) -> bool:

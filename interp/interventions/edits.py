@@ -130,7 +130,7 @@ class Ablate:
 
     site: Site
     kind: Literal["zero", "mean", "resample"] = "zero"
-    over: Run | None = None
+    over: Run | DenoisingRun | None = None
     per_position: bool = False
     seed: int = 0
     positions: Positions = None

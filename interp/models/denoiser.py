@@ -52,13 +52,16 @@ class Sampling:
 
     def select(self, rows: Sequence[int]) -> Sampling:
         """The sampling of these rows, in this order; a row may come several times."""
+        options = self.options
+        if "latents" in options:
+            options = MappingProxyType({**options, "latents": options["latents"][list(rows)]})
         return Sampling(
             tuple(self.prompts[row] for row in rows),
             None if self.negative is None else tuple(self.negative[row] for row in rows),
             tuple(self.seeds[row] for row in rows),
             self.steps,
             self.guidance,
-            self.options,
+            options,
         )
 
 
@@ -128,28 +131,38 @@ class Denoiser:
         """A sampling: every prompt with every seed, the seeds of a prompt one after the other.
 
         Raises:
-            PairError: an empty prompt list, a word or a label that the pipeline does not know, a negative prompt
-                without guidance.
-            InterpError: steps below 1.
+            PairError: an empty prompt list, a word or a label that the pipeline does not know, a prompt that it would
+                cut off, a negative prompt without guidance, or guidance without one where it needs one.
+            InterpError: steps below 1, no seed; an option that the pipeline's call does not have, or that is ours to
+                give; settings beside a finished `Sampling`.
         """
         if isinstance(inputs, Sampling):
+            own = {"negative": negative, "steps": steps, "guidance": guidance, "seeds": seeds or None} | options
+            if given := [name for name, value in own.items() if value is not None]:
+                raise InterpError(f"This sampling is settled already; {', '.join(given)} cannot be given beside it.")
             return inputs
+        self._check_options(options)
         prompts = [inputs] if isinstance(inputs, str | int) else list(inputs)
-        kind = int if self.family.whole_numbers else str
-        if not prompts or any(not isinstance(prompt, kind) for prompt in prompts):
-            raise PairError(f"{self.name} takes {'class labels' if kind is int else 'texts'}; got {prompts!r}.")
+        if not prompts:
+            raise PairError("No prompt: give at least one.")
         negatives = None if negative is None else [negative] * len(prompts) if isinstance(negative, str) else negative
         if negatives is not None and len(negatives) != len(prompts):
             raise PairError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each.")
-        if kind is str:
-            check_words(self.pipeline, self.family, [*map(str, prompts), *(negatives or ())])
+        self.check_prompts([*prompts, *(negatives or ())], options)
+        asked = guidance
         steps, guidance = self.steps if steps is None else steps, self.scale if guidance is None else guidance
         if steps < 1:
             raise InterpError(f"{steps} denoising steps: at least 1.")
         if negatives is not None and not (guidance > 1 and self.guidance.branches > 1):
             raise PairError(f"A negative prompt needs guidance above 1; got {guidance}.")
+        if negatives is None and self.family.default_negative is None and asked is not None and asked > 1:
+            raise PairError(f"{self.name} is guided by a negative prompt only: give negative='' beside the guidance.")
         each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+        if not each:
+            raise InterpError("No seed: give at least one.")
         row = [i for i in range(len(prompts)) for _ in each]
+        if (latents := options.get("latents")) is not None and len(latents) != len(row):
+            raise InterpError(f"{len(latents)} starting latents for {len(row)} rows; give one for each.")
         return Sampling(
             tuple(prompts[i] for i in row),
             None if negatives is None else tuple(negatives[i] for i in row),
@@ -172,6 +185,33 @@ class Denoiser:
             embeds |= self.embeddings(sampling, branch)
         return self.pipeline(**self.arguments(sampling, embeds) | {"output_type": "pil"}).images
 
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        ours = {"class_labels", "generator", "num_inference_steps", "output_type", "return_dict", self.family.guidance}
+        known = [name for name in inspect.signature(type(self.pipeline).__call__).parameters if name != "kwargs"]
+        for name in options:
+            if name in ours or "prompt" in name:
+                raise InterpError(
+                    f"{name!r} is no option: the prompts, `negative`, `seeds`, `steps` and `guidance` say it already."
+                )
+            if name not in known:
+                raise InterpError(f"{type(self.pipeline).__name__} has no option {name!r}." + nearest(name, known))
+
+    def check_prompts(self, prompts: Sequence[str | int], options: Mapping[str, Any]) -> None:
+        """Refuse prompts (class labels) that the pipeline does not know, or would cut off.
+
+        Raises:
+            PairError: such a prompt.
+        """
+        kind = int if self.family.whole_numbers else str
+        if any(not isinstance(prompt, kind) or isinstance(prompt, bool) for prompt in prompts):
+            raise PairError(f"{self.name} takes {'class labels' if kind is int else 'texts'}; got {prompts!r}.")
+        if kind is str:
+            check_words(self.pipeline, self.family, [str(prompt) for prompt in prompts], options)
+            return
+        classes = int(cast(Any, self.network).config.num_embeds_ada_norm)
+        if outside := [label for label in prompts if not 0 <= int(label) < classes]:
+            raise PairError(f"{self.name} knows the class labels 0 to {classes - 1}; got {outside}.")
+
     def layout(self, sampling: Sampling) -> Guidance:
         """The branches that a sampling runs."""
         optional = self.family.default_negative is None and sampling.negative is None
@@ -189,18 +229,22 @@ class Denoiser:
             return encode(self.pipeline, self.family, [str(prompt) for prompt in sampling.prompts], sampling.options)
         negative = sampling.negative or (self.family.default_negative or "",) * len(sampling)
         embeds = encode(self.pipeline, self.family, negative, sampling.options)
-        if sampling.negative is None and getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False):
-            embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}  # SDXL's "no prompt"
+        if not self.encodes(sampling, branch):
+            embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}
         return {f"negative_{name}": value for name, value in embeds.items()}
+
+    def encodes(self, sampling: Sampling, branch: Branch) -> bool:
+        """Whether the denoiser gets what the text encoders make of this branch; SDXL's "no prompt" is zeros."""
+        zeros = getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
+        return branch is Branch.COND or sampling.negative is not None or not zeros
 
     def arguments(self, sampling: Sampling, embeds: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments of the pipeline's call for these prompts' embeddings; new generators every time."""
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in sampling.seeds]
-        scale = sampling.guidance if self.layout(sampling).branches > 1 else min(sampling.guidance, 1.0)
         labels = {"class_labels": list(sampling.prompts)} if self.family.whole_numbers else {}
         return {
-            **self.family.arguments, **labels, "num_inference_steps": sampling.steps, self.family.guidance: scale,
-            "generator": generators, "output_type": "pt", **embeds, **sampling.options,
+            **self.family.arguments, **labels, **embeds, self.family.guidance: sampling.guidance,
+            "num_inference_steps": sampling.steps, "generator": generators, "output_type": "pt", **sampling.options,
         }  # fmt: skip
 
     # -- sites ----------------------------------------------------------------------------------------
@@ -424,11 +468,13 @@ def transformer_taps(block: Any) -> dict[str, Tap]:
     taps: dict[str, Tap] = {}
     if (joint := getattr(block, "attn", None)) is not None:
         taps["joint_attn_out"] = Tap(joint, "output")
-    for kind, attribute in (("self", "attn1"), ("cross", "attn2")):
+    for attribute in ("attn1", "attn2"):
         attention = getattr(block, attribute, None)
         if attention is None:
             continue
-        if kind == "cross" and not getattr(attention, "is_cross_attention", True):
+        # The second attention of SD 3.5's dual blocks is a self-attention of the image, as PixArt's first one.
+        kind = "cross" if attribute == "attn2" and getattr(attention, "is_cross_attention", True) else "self"
+        if f"{kind}_attn_out" in taps:
             continue
         taps[f"{kind}_attn_out"] = Tap(attention, "output")
         heads = attention.heads
@@ -472,11 +518,14 @@ def refuse_silenced(network: nn.Module, name: str) -> None:
     Raises:
         LoadError: a compiled network, fused projections, a cache that skips blocks.
     """
-    if hasattr(network, "_orig_mod"):
-        raise LoadError(f"{name} is compiled by torch.compile, which passes hooks by: give the uncompiled pipeline.")
     if getattr(network, "is_cache_enabled", False):
         raise LoadError(f"{name} has a step cache, which skips blocks: call disable_cache() on its denoiser.")
     for path, module in network.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise LoadError(
+                f"{name} is compiled by torch.compile{path and f' at {path}'}, which passes hooks by: give the "
+                "uncompiled pipeline."
+            )
         if getattr(module, "fused_projections", False):
             raise LoadError(
                 f"{name} has fused projections at {path}, where hooks on q, k and v never fire: call "
@@ -493,11 +542,12 @@ def describe_pipeline(pipeline: Any, name: str) -> Denoiser:
     """
     family = family_of(pipeline)
     network = getattr(pipeline, family.denoiser)
-    refuse_silenced(network, name)
     for attribute in (family.denoiser, *(attribute for attribute, _ in family.encoders)):
         module = getattr(pipeline, attribute, None)
         if isinstance(module, nn.Module) and module.training:
             raise LoadError(f"{name}: its {attribute} is in training mode; call .eval() on it first.")
+        if isinstance(module, nn.Module):
+            refuse_silenced(module, name)
         for weight_name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
             if not torch.isfinite(weight).all():
                 raise LoadError(f"{name}: {attribute}.{weight_name} holds NaN or infinite numbers.")
@@ -515,7 +565,7 @@ def describe_pipeline(pipeline: Any, name: str) -> Denoiser:
 
     def probe() -> None:
         negative = None if family.whole_numbers else ("",)
-        sampling = Sampling((0,) if family.whole_numbers else ("a",), negative, (0,), 1, 3.0)
+        sampling = replace(_small(guided), negative=negative, guidance=3.0)
         embeds = guided.embeddings(sampling, Branch.COND) | guided.embeddings(sampling, Branch.UNCOND)
         with torch.no_grad():
             pipeline(**guided.arguments(sampling, embeds))
@@ -524,10 +574,18 @@ def describe_pipeline(pipeline: Any, name: str) -> Denoiser:
     return _measured(replace(model, guidance=guidance))
 
 
+def _small(model: Denoiser) -> Sampling:
+    """One step of one small picture."""
+    side = 16 * getattr(model.pipeline, "vae_scale_factor", 8)
+    sized = "height" in inspect.signature(type(model.pipeline).__call__).parameters
+    options = MappingProxyType({"height": side, "width": side} if sized else {})
+    return Sampling((0,) if model.family.whole_numbers else ("a",), None, (0,), 1, 0.0, options)
+
+
 def _measured(model: Denoiser) -> Denoiser:
     """The model with the width of every site, and without sites that a step never reaches."""
     shapes: dict[Site, torch.Size] = {}
-    sampling = Sampling((0,) if model.family.whole_numbers else ("a",), None, (0,), 1, 0.0)
+    sampling = _small(model)
     with suppress(UnfiredError), tapped(_watch_shapes(model.text, shapes), 1, first=True):
         embeds = model.embeddings(sampling, Branch.COND)
     own = [Site("latents"), Site("prediction"), *([] if model.time_embed is None else [Site("time_embed")])]

@@ -2,8 +2,11 @@
 
 Stable Diffusion runs [uncond | cond] as one batch, `DiTPipeline` [cond | null], Flux two calls one after the other,
 and without guidance there is one branch only. Guidance takes u + s (c − u), so a unit added to a row of the
-denoiser's output changes what the scheduler receives by s if the row is conditional, by 1 − s if it is not.
+denoiser's output (with alternating sign) changes what the scheduler receives by s if the row is conditional, by 1 − s
+if it is not.
 Adding that unit, to one row after the other, tells which is which, however a pipeline passes its conditions.
+A single row that enters with weight 1 is a pipeline without a second branch, whatever its scale (guidance distilled
+into the network, as in latent consistency models).
 """
 
 from __future__ import annotations
@@ -56,21 +59,40 @@ def measure(sample: Callable[[], Any], network: nn.Module, scheduler: Any, scale
     """
     reference, sizes = _received(sample, network, scheduler, None)
     calls = []
+    if sizes == [1] and _close(_gain(sample, network, scheduler, (0, 0), reference), 1.0):
+        return UNGUIDED
     for call, rows in enumerate(sizes):
         found = []
         for row in range(rows):
-            moved, _ = _received(sample, network, scheduler, (call, row))
-            weight = float((moved - reference)[0].double().mean())
-            branch = {round(scale): Branch.COND, round(1 - scale): Branch.UNCOND}.get(round(weight))
-            if branch is None or abs(weight - round(weight)) > 0.05:
+            gain = _gain(sample, network, scheduler, (call, row), reference)
+            if not (_close(gain, scale) or _close(gain, 1 - scale)):
                 raise LoadError(
-                    f"Row {row} of call {call} enters the guidance of this pipeline with weight {weight:.3g}; with "
-                    f"scale {scale:g} a conditional row has {scale:g}, an unconditional one {1 - scale:g}. Guidance "
-                    "of another kind (rescaled, perturbed attention, three branches) is not served."
+                    f"Row {row} of call {call} enters the guidance of this pipeline with weight {gain.min():.3g} to "
+                    f"{gain.max():.3g}; with scale {scale:g} a conditional row has {scale:g}, an unconditional one "
+                    f"{1 - scale:g}. Guidance of another kind (rescaled, perturbed attention, three branches) is not "
+                    "served."
                 )
-            found.append(branch)
+            found.append(Branch.COND if _close(gain, scale) else Branch.UNCOND)
         calls.append(tuple(found))
     return Guidance(tuple(calls))
+
+
+def _gain(
+    sample: Callable[[], Any], network: nn.Module, scheduler: Any, moved: tuple[int, int], reference: Tensor
+) -> Tensor:
+    """By how much the scheduler's first row moves, everywhere, with a unit in that row of that call."""
+    received, _ = _received(sample, network, scheduler, moved)
+    return (received - reference)[0].double() * _signs(reference)
+
+
+def _signs(x: Tensor) -> Tensor:
+    """1, −1, 1, … along the last axis: such a unit changes the spread too, which some guidance rescales."""
+    return 1 - 2 * (torch.arange(x.shape[-1], device=x.device, dtype=x.dtype) % 2)
+
+
+def _close(gain: Tensor, weight: float) -> bool:
+    """Whether it is this weight everywhere, as far as half precision can tell."""
+    return bool((gain.mean() - weight).abs() < 0.05) and bool((gain - weight).abs().max() < 0.5)
 
 
 def _received(
@@ -85,7 +107,7 @@ def _received(
         if moved is None or moved[0] != len(sizes) - 1:
             return x
         unit = torch.zeros_like(x)
-        unit[moved[1]] = 1
+        unit[moved[1]] = _signs(x)
         return x + unit
 
     def moving(forward: Forward) -> Forward:
@@ -100,6 +122,8 @@ def _received(
             sample()
     except _Seen:
         pass
+    if not received:
+        raise LoadError("The pipeline never called its scheduler's step, so its guidance cannot be measured.")
     return received[0], sizes
 
 

@@ -200,7 +200,7 @@ def stepping(scheduler: Any, before: Callable[[Tensor], Tensor], after: Callable
 
     The wrapper keeps the signature: pipelines look there for `eta` and `generator`, and drop them if they see none.
     """
-    step = scheduler.step
+    step, own = scheduler.step, vars(scheduler).get("step")
 
     @functools.wraps(step)
     def counted(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -213,6 +213,8 @@ def stepping(scheduler: Any, before: Callable[[Tensor], Tensor], after: Callable
         yield
     finally:
         del scheduler.step
+        if own is not None:
+            scheduler.step = own
 
 
 class _Stopped(Exception):

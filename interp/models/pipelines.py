@@ -6,6 +6,7 @@ Everything else about a pipeline is found by looking at its modules (`interp.mod
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,27 +95,31 @@ def encode(
 
     One branch at a time, so that whoever watches the text encoders knows which one it sees.
     """
-    length = {"max_sequence_length": extra["max_sequence_length"]} if "max_sequence_length" in extra else {}
-    outputs = pipeline.encode_prompt(list(prompts), device=pipeline._execution_device, **family.encoding, **length)
+    known = inspect.signature(type(pipeline).encode_prompt).parameters
+    concerned = {name: value for name, value in extra.items() if name in known}  # clip_skip, max_sequence_length
+    settings = {**family.encoding, **concerned}
+    outputs = pipeline.encode_prompt(list(prompts), device=pipeline._execution_device, **settings)
     return {name: outputs[index] for index, name in family.embeds}
 
 
-def check_words(pipeline: Any, family: PipelineFamily, prompts: Sequence[str]) -> None:
+def check_words(pipeline: Any, family: PipelineFamily, prompts: Sequence[str], extra: Mapping[str, Any]) -> None:
     """Refuse prompts that a tokenizer would cut off or not understand.
 
     Raises:
         PairError: words beyond the tokenizer's length, or unknown to a tokenizer that has a word for that.
     """
-    for _, attribute in family.encoders:
+    asked = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
+    for encoder, attribute in family.encoders:
         tokenizer = getattr(pipeline, attribute, None)
         if tokenizer is None:
             continue
+        limit = tokenizer.model_max_length
+        if asked is not None and getattr(pipeline, encoder).config.model_type.startswith("t5"):
+            limit = min(limit, extra.get("max_sequence_length", asked.default))
         for prompt in prompts:
             ids = tokenizer(prompt).input_ids
-            if len(ids) > tokenizer.model_max_length:
-                raise PairError(
-                    f"{prompt!r} has {len(ids)} tokens, and {attribute} cuts off at {tokenizer.model_max_length}."
-                )
+            if len(ids) > limit:
+                raise PairError(f"{prompt!r} has {len(ids)} tokens, and {attribute} cuts off at {limit}.")
             unknown = tokenizer.unk_token_id
             special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
             if unknown is not None and unknown in ids and unknown not in special:
