@@ -106,7 +106,7 @@ class ShapesTokenizer(PreTrainedTokenizerFast):
         """
         for prompt in [text] if isinstance(text, str) else text:
             check_prompt(prompt)
-        return super().__call__(text, *args, **options)
+        return super().__call__(text if isinstance(text, str) else list(text), *args, **options)
 
     def tokenize(self, text: str, *args: Any, **options: Any) -> list[str]:
         """What any tokenizer returns. Diffusers looks here first, for names of textual inversions.

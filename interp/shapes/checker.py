@@ -28,6 +28,7 @@ _BACKGROUND_REACH = 50.0  # RGB distance to the nearest background; they are at 
 _HUE_REACH = 22.0  # degrees; red and orange are 31 apart, orange and yellow 25
 _LEAST_SATURATION = 0.4
 _LARGE = 10.0  # pixels of extent: small objects reach 7.0–8.7, large ones 11.3–14
+_LONGEST = 1.25  # ratio of the sides; a triangle's is 1.11, and half a ring has the moments of a ring
 _MOMENTS = MappingProxyType(
     {
         # fullness, centre, corners, lowness: of the outline's box; means over 2,500 clean pictures
@@ -42,8 +43,8 @@ _SCALE = np.array([0.06, 0.25, 0.2, 0.04])  # how far a moment may stray
 _SHAPE_REACH = 2.0  # in units of that scale
 
 
-def check(picture: UInt8[np.ndarray, "32 32 3"]) -> Reading:
-    """What an RGB picture shows.
+def check(picture: np.ndarray) -> Reading:
+    """What an RGB picture, uint8 [32, 32, 3], shows.
 
     Raises:
         ShapeError: not a uint8 picture of 32×32.
@@ -75,17 +76,19 @@ def _object(pixels: Float[np.ndarray, "16 16 3"], ground: np.ndarray) -> Seen | 
     if found is None:
         return None
     cover, core, debris = found
-    values, extent = _moments(cover)
+    values, (width, height) = _moments(cover)
     distances = {shape: float(np.max(abs(np.subtract(values, moment)) / _SCALE)) for shape, moment in _MOMENTS.items()}
     shape = min(distances, key=lambda name: distances[name])
-    clear = distances[shape] <= _SHAPE_REACH and not debris
-    return Seen(shape if clear else UNCLEAR, _colour(core), "large" if extent > _LARGE else "small")
+    clear = distances[shape] <= _SHAPE_REACH and max(width / height, height / width) <= _LONGEST and not debris
+    return Seen(shape if clear else UNCLEAR, _colour(core), "large" if max(width, height) > _LARGE else "small")
 
 
 def _cover(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool] | None:
     """Coverage of the largest component in [0, 1], its core's colour, and whether something else is there too."""
     difference = np.linalg.norm(pixels - ground, axis=-1)
-    labels, count = ndimage.label(difference > _DIFFERENT, structure=np.ones((3, 3)))
+    labels = np.zeros(difference.shape, np.int32)
+    ndimage.label(difference > _DIFFERENT, structure=np.ones((3, 3)), output=labels)
+    count = int(labels.max())
     areas = ndimage.sum_labels(np.ones_like(difference), labels, np.arange(1, count + 1))
     if count == 0 or areas.max() < _LEAST_AREA:
         return None
@@ -98,8 +101,8 @@ def _cover(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(near, cover, 0), core, bool((np.delete(areas, largest - 1) >= _DEBRIS_AREA).any())
 
 
-def _moments(cover: np.ndarray) -> tuple[tuple[float, float, float, float], float]:
-    """The four moments, and the larger side of the outline in pixels."""
+def _moments(cover: np.ndarray) -> tuple[tuple[float, float, float, float], tuple[float, float]]:
+    """The four moments, and width and height of the outline in pixels."""
     cover = np.where(cover < 0.15, 0, cover)
     columns, rows = cover.max(axis=0), cover.max(axis=1)
     width, height = float(columns.sum()), float(rows.sum())  # to a fraction of a pixel
@@ -115,7 +118,7 @@ def _moments(cover: np.ndarray) -> tuple[tuple[float, float, float, float], floa
         float(cover[centre].mean()) if centre.any() else float(cover[round(y), round(x)]),
         float(cover[corner].mean()) if corner.any() else 0.0,
         low,
-    ), max(width, height)
+    ), (width, height)
 
 
 def _colour(core: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import ShapeError
@@ -88,8 +88,8 @@ class Judge(nn.Module):
         return Verdict(**{name: (x / self.temperature).log_softmax(-1) for name, x in logits.items()})
 
     @torch.no_grad()
-    def judge(self, pictures: UInt8[np.ndarray, "batch 32 32 3"]) -> Verdict:
-        """The verdict on RGB pictures.
+    def judge(self, pictures: np.ndarray) -> Verdict:
+        """The verdict on RGB pictures, uint8 [batch, 32, 32, 3].
 
         Raises:
             ShapeError: not uint8 pictures of 32×32.

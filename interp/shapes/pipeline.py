@@ -16,9 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -31,7 +34,7 @@ from interp.shapes.caption import MAX_TOKENS, VOCABULARY, tokenizer
 from interp.shapes.render import SIDE
 
 STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 1.5
 WEIGHTS = "model.safetensors"
 DIGESTS = "sha256.json"
 _WIDTH = 64  # of a token's state
@@ -91,9 +94,8 @@ class ShapesPipeline(StableDiffusionPipeline):
         Raises:
             PairError: a word that is not in `VOCABULARY`, or too many words.
         """
-        return super().__call__(
-            prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options
-        )
+        options |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        return super().__call__(prompt, **options)  # pyright: ignore[reportArgumentType]
 
 
 def new_text_encoder() -> CLIPTextModel:
@@ -154,16 +156,16 @@ def new_scheduler() -> DDIMScheduler:
 
 def new_pipeline(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> ShapesPipeline:
     """A pipeline around a text encoder and a denoiser, trained or not."""
-    pipeline = ShapesPipeline(
-        vae=PixelUnshuffle(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer(),
-        unet=unet,
-        scheduler=new_scheduler(),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {  # not the classes that diffusers' annotations name, but what its code asks of them
+        "vae": PixelUnshuffle(),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer(),
+        "unet": unet,
+        "scheduler": new_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipeline = ShapesPipeline(**parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

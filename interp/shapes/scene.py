@@ -15,7 +15,6 @@ there, and for one that is not. Start with `sample_scenes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 from types import MappingProxyType
@@ -278,8 +277,3 @@ def _sample_object(random: Random, variant: Variant, cell: str) -> Object:
         size = "large" if random.random() < large else "small"
         if (shape, colour) not in variant.held_out:
             return Object(shape, colour, size, cell)
-
-
-def distinct(scenes: Iterable[Scene]) -> int:
-    """How many scenes differ in more than their nuisances and the order of their objects."""
-    return len({(scene.background, frozenset(scene.objects)) for scene in scenes})

@@ -53,7 +53,7 @@ def pretrain(encoder: CLIPTextModel, variant: Variant, seed: int, steps: int, ba
         texts = [caption(scene, random, 1.0 if full else 0.8, variant) for scene in scenes]
         ids = words(texts, padding="max_length", return_tensors="pt")["input_ids"]
         logits, truth = reader(encoder(ids).last_hidden_state), factor_numbers(scenes)
-        loss = sum(cross_entropy(logit, truth[:, i]) for i, logit in enumerate(logits)) / len(logits)
+        loss = torch.stack([cross_entropy(logit, truth[:, i]) for i, logit in enumerate(logits)]).mean()
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100, 1.05 - step / steps)
         loss.backward()

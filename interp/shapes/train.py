@@ -78,16 +78,17 @@ class Training:
         self.recipe = recipe
         self.step = 0
         torch.manual_seed(recipe.seed)
-        self.model = nn.ModuleDict({"text_encoder": new_text_encoder(), "unet": new_unet()})
+        text_encoder, unet = new_text_encoder(), new_unet()
         # PyTorch's fused attention is six times slower backwards in bfloat16 on a CPU than plain products
-        self.model["unet"].set_attn_processor(AttnProcessor())
-        self.model["text_encoder"].set_attn_implementation("eager")
+        unet.set_attn_processor(AttnProcessor())
+        text_encoder.set_attn_implementation("eager")
+        self.model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = {name: Muon(dict(part.named_parameters()), _PLAIN) for name, part in self.model.items()}
         self._words = tokenizer()
         self._signal = new_scheduler().alphas_cumprod
 
-    def start(self) -> dict[str, float]:
+    def start(self) -> dict[str, Any]:
         """Teach the text encoder to read, before step 0; what to log."""
         recipe = self.recipe
         encoder = self.model["text_encoder"]
@@ -112,7 +113,8 @@ class Training:
         self.optimizers["text_encoder"].step(self._rate() / 4)  # which has learned to read, and should not forget it
         self.step += 1
         weight = 1 - (1 - 1 / self.step) ** (recipe.average + 1)
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(parameter.detach(), weight)
         return loss.item()
 
     @torch.no_grad()
@@ -240,7 +242,7 @@ def train(
     training.save(out / CHECKPOINT)
 
 
-def _log(out: Path, entry: dict[str, object] | dict[str, float]) -> None:
+def _log(out: Path, entry: dict[str, Any]) -> None:
     with (out / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
