@@ -388,7 +388,7 @@ def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
         raise InterpError(f"Ablate({site}): kind {edit.kind!r}; allowed: zero, mean, resample.")
     if edit.over is None:
         raise InterpError(f"Ablate({site}, {edit.kind!r}) needs `over`, a run that captured {site.all_heads}.")
-    x, prompts = edit.over[site.all_heads], edit.over.prompts
+    x, prompts = edit.over[site.all_heads], cast(Run, edit.over).prompts
     if site.part in ATTENTION_PARTS:
         raise SiteError(
             f"Ablate({site}, {edit.kind!r}): attention rows of queries have no common mean; use zero or Replace."
