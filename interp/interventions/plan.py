@@ -19,8 +19,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
-from interp.interventions.captured import Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, LiveRow, Positions, Replace, Scale, Swap, Value
+from interp.interventions.captured import DenoisingRun, Run
+from interp.interventions.edits import (
+    Ablate,
+    Add,
+    Edit,
+    Knockout,
+    LiveRow,
+    Positions,
+    Replace,
+    Scale,
+    Swap,
+    UnderPrompt,
+    Value,
+)
 from interp.kernels.apply_edits import apply_edits, swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
@@ -210,6 +222,9 @@ def _resolve(
     site = model.check(edit.site)
     if isinstance(edit, Knockout):
         return _resolve_knockout(model, prompts, edit, keys)
+    for name in ("value", "source", "over"):  # `Denoising` has put this pass's values in their place
+        if isinstance(held := getattr(edit, name, None), UnderPrompt | DenoisingRun):
+            raise InterpError(f"The edit at {site} takes its value from {held!r}, but {model.name} runs no denoising.")
     example, position, slot, n_slots = checks.places(prompts, edit.positions, edit.rows, site)
     heads = model.heads_of(site) or 1
     chosen = np.arange(heads) if site.head is None else np.array([site.head])
@@ -388,7 +403,7 @@ def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
         raise InterpError(f"Ablate({site}): kind {edit.kind!r}; allowed: zero, mean, resample.")
     if edit.over is None:
         raise InterpError(f"Ablate({site}, {edit.kind!r}) needs `over`, a run that captured {site.all_heads}.")
-    x, prompts = edit.over[site.all_heads], edit.over.prompts
+    x, prompts = edit.over[site.all_heads], cast(Run, edit.over).prompts
     if site.part in ATTENTION_PARTS:
         raise SiteError(
             f"Ablate({site}, {edit.kind!r}): attention rows of queries have no common mean; use zero or Replace."
