@@ -19,8 +19,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
-from interp.interventions.captured import Run
-from interp.interventions.edits import Ablate, Add, Edit, Knockout, LiveRow, Positions, Replace, Scale, Swap, Value
+from interp.interventions.captured import DenoisingRun, Run
+from interp.interventions.edits import (
+    Ablate,
+    Add,
+    Edit,
+    Knockout,
+    LiveRow,
+    Positions,
+    Replace,
+    Scale,
+    Swap,
+    UnderPrompt,
+    Value,
+)
 from interp.kernels.apply_edits import apply_edits, swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
@@ -210,6 +222,9 @@ def _resolve(
     site = model.check(edit.site)
     if isinstance(edit, Knockout):
         return _resolve_knockout(model, prompts, edit, keys)
+    for name in ("value", "source", "over"):  # `Denoising` has put this pass's values in their place
+        if isinstance(held := getattr(edit, name, None), UnderPrompt | DenoisingRun):
+            raise InterpError(f"The edit at {site} takes its value from {held!r}, but {model.name} runs no denoising.")
     example, position, slot, n_slots = checks.places(prompts, edit.positions, edit.rows, site)
     heads = model.heads_of(site) or 1
     chosen = np.arange(heads) if site.head is None else np.array([site.head])

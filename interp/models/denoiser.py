@@ -228,7 +228,9 @@ class Denoiser:
         if branch is Branch.COND:
             return encode(self.pipeline, self.family, [str(prompt) for prompt in sampling.prompts], sampling.options)
         negative = sampling.negative or (self.family.default_negative or "",) * len(sampling)
-        embeds = encode(self.pipeline, self.family, negative, sampling.options)
+        # Pipelines skip the last layers of CLIP for the prompt only.
+        options = {name: value for name, value in sampling.options.items() if name != "clip_skip"}
+        embeds = encode(self.pipeline, self.family, negative, options)
         if not self.encodes(sampling, branch):
             embeds = {name: torch.zeros_like(value) for name, value in embeds.items()}
         return {f"negative_{name}": value for name, value in embeds.items()}

@@ -152,10 +152,13 @@ def _is_pipeline(x: str | Path) -> bool:
 
 
 def _pipeline_from_pretrained(path: str, dtype: torch.dtype) -> Any:
+    import diffusers
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from packaging.version import Version
 
+    dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     try:
-        pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+        pipeline = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **{dtype_name: dtype})
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(f"Cannot load the pipeline {path!r}: {str(error).strip().splitlines()[0]}") from error
     return _cast(pipeline, None)
