@@ -736,7 +736,7 @@ def test_impossible_captures_are_refused(monkeypatch):
     refused([], [SITE], match="position 24 is outside", positions=[24])
     with pytest.raises(InterpError, match="`capture` is a list"):
         denoise(described("sd"), sampling("sd"), [], "cross_attn_out")
-    monkeypatch.setattr(module, "_free_bytes", lambda _device: 2000)
+    monkeypatch.setattr(module, "free_bytes", lambda _device: 2000)
     refused([], ["cross_attn_out"], match="These captures take .* MiB, and .* are free")
 
 
