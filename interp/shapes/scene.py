@@ -189,10 +189,13 @@ class Variant:
     """How scenes are drawn, and whether captions may name families.
 
     Args:
-        shapes, colours: the leaves in use.
+        shapes: the shapes in use.
+        colours: the colours in use.
         two: probability of a second object.
-        warm_if_round, warm_if_angular: P(warm colour | shape family).
-        large_if_warm, large_if_cool: P(large | colour family).
+        warm_if_round: P(warm colour | round shape).
+        warm_if_angular: P(warm colour | angular shape).
+        large_if_warm: P(large | warm colour).
+        large_if_cool: P(large | cool colour).
         held_out: (shape, colour) pairs that never occur.
         names_families: captions sometimes say "angular" for the shape, or "warm" for the colour.
     """
