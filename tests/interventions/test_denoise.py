@@ -423,27 +423,25 @@ def _ids(model, encoder, prompt):
 # -- another prompt ----------------------------------------------------------------------------------------------
 
 
-def by_hand(model, prompts, negatives, donors, copy, steps=2, seed=0, steps_on=(0, 1)):
-    """Stable Diffusion's loop in ten lines; at each step the donor prompts run on the same x_t, and `copy` hooks."""
-    pipe, n = model.pipeline, len(prompts)
-    encode = lambda texts: model.pipeline.encode_prompt(texts, "cpu", 1, False)[0]  # noqa: E731
-    embeds = torch.cat(
-        [encode(negatives), encode(negatives), encode(prompts), encode(donors)]
-    )  # [u base, u donor | c …]
-    noise = [
-        torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for _ in prompts
-    ]
-    x = torch.cat(noise)
-    pipe.scheduler.set_timesteps(steps)
+def by_hand(model, donors, donor_negatives, copy, steps_on=(0, 1)):
+    """Stable Diffusion's loop in ten lines, two rows; at each step two donors run on the same x_t, and `copy` hooks.
+
+    The batch is [uncond base, uncond donors, cond base, cond donors], two rows each.
+    """
+    pipe = model.pipeline
+    texts_in_order = (NEGATIVES[:2], donor_negatives, PROMPTS[:2], donors)
+    embeds = torch.cat([pipe.encode_prompt(texts, "cpu", 1, False)[0] for texts in texts_in_order])
+    noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.cat([noise, noise])
+    pipe.scheduler.set_timesteps(2)
     for k, t in enumerate(pipe.scheduler.timesteps):
-        handles = copy(n) if k in steps_on else []
+        handles = copy() if k in steps_on else []
         out = pipe.unet(torch.cat([x, x, x, x]), t, encoder_hidden_states=embeds).sample
         for handle in handles:
             handle.remove()
-        u, _, c, _ = out.split(n)
+        u, _, c, _ = out.split(2)
         x = pipe.scheduler.step(u + 4.0 * (c - u), t, x).prev_sample
-    image = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
-    return (image / 2 + 0.5).clamp(0, 1)
+    return (pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
 @pytest.mark.parametrize("steps", [(0, 1), (1,)])
@@ -457,18 +455,18 @@ def test_state_matched(steps, branch):
     edits = [Replace(Site.parse(name), UnderPrompt(other), when=when) for name in names]
     ours = run(model, sampling("sd"), edits)
 
-    def copy(n):
+    def copy():
         def hook(_module, _args, output):
             x = output.clone()
-            x[2 * n : 3 * n] = output[3 * n :]
+            x[4:6] = output[6:]
             if branch is None:
-                x[:n] = output[n : 2 * n]
+                x[:2] = output[2:4]
             return x
 
         return [model.network.get_submodule(path).register_forward_hook(hook) for path in names.values()]
 
     with torch.no_grad():
-        theirs = by_hand(model, PROMPTS[:2], NEGATIVES[:2], list(other), copy, steps_on=steps)
+        theirs = by_hand(model, list(other), NEGATIVES[:2], copy, steps)
     torch.testing.assert_close(ours.images, theirs, rtol=0, atol=1e-12)
     assert (ours.images - base("sd").images).abs().max() > 1e-5
 
@@ -480,7 +478,7 @@ def test_state_matched_swap_of_one_row():
     edit = Swap(site, UnderPrompt("grey cat", negative="red"), basis, positions=[1, 5], rows=[1])
     ours = run(model, sampling("sd"), [edit])
 
-    def copy(n):
+    def copy():
         def hook(_module, _args, output):
             x = output.clone()
             for row, donor in ((1, 3), (5, 7)):
@@ -491,28 +489,8 @@ def test_state_matched_swap_of_one_row():
 
         return [model.network.get_submodule("up_blocks.1.resnets.0").register_forward_hook(hook)]
 
-    pipe = model.pipeline
-    original = pipe.encode_prompt
-
-    def negatives_too(texts, *args):  # the donor's own negative prompt
-        return original(texts, *args)
-
     with torch.no_grad():
-        encode = lambda texts: negatives_too(texts, "cpu", 1, False)[0]  # noqa: E731
-        n, x = 2, None
-        embeds = torch.cat([
-            encode(NEGATIVES[:2]), encode([NEGATIVES[0], "red"]), encode(PROMPTS[:2]), encode([PROMPTS[0], "grey cat"]),
-        ])  # fmt: skip
-        noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x = torch.cat([noise, noise])
-        pipe.scheduler.set_timesteps(2)
-        for t in pipe.scheduler.timesteps:
-            handles = copy(n)
-            out = pipe.unet(torch.cat([x] * 4), t, encoder_hidden_states=embeds).sample
-            handles[0].remove()
-            u, _, c, _ = out.split(n)
-            x = pipe.scheduler.step(u + 4.0 * (c - u), t, x).prev_sample
-        theirs = (pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        theirs = by_hand(model, [PROMPTS[0], "grey cat"], [NEGATIVES[0], "red"], copy)
     torch.testing.assert_close(ours.images, theirs, rtol=0, atol=1e-12)
     assert len(Denoising(model, sampling("sd"), [[edit]]).sampling) == 3
 
