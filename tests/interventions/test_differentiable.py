@@ -34,7 +34,7 @@ def test_a_rotation_gets_the_same_gradient(family: str, part: str, head: int | N
     ours = differentiable(model, BASE, [site])(edits)[:, 0]
     theirs = run(model, BASE, edits, grad=True)
     plain = theirs.logits[torch.arange(2), BASE.lengths - 1]
-    torch.testing.assert_close(ours, plain, atol=1e-9, rtol=0)
+    torch.testing.assert_close(ours, plain, atol=1e-5 if family == "gemma2" else 1e-9, rtol=0)
     (own,) = torch.autograd.grad(loss(ours), basis)
     (expected,) = torch.autograd.grad(loss(plain), basis)
     assert expected.abs().max() > 1e-3
