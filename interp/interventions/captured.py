@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from interp.models.denoiser import Sampling
 from interp.models.guidance import Branch
 from interp.models.prompts import Prompts
 from interp.models.site import Site
+from interp.tasks.image_metrics import as_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,8 +108,7 @@ class DenoisingRun:
 
         if self.images is None:
             raise SiteError("This run stopped before its pictures were made.")
-        scaled = (self.images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(picture) for picture in scaled]
+        return [Image.fromarray(picture) for picture in as_bytes(self.images)]
 
     def __repr__(self) -> str:
         sites = ", ".join(map(str, list(self.activations)[:6])) + (" …" if len(self.activations) > 6 else "")

@@ -125,7 +125,7 @@ class Denoising:
         self.row_of = np.full((len(variants), len(sampling)), -1)
         for row, pair in enumerate(pairs):
             self.row_of[pair] = row
-        self.others = list(dict.fromkeys([*steady, *(o for edits in variants for e in edits for o in _others(e))]))
+        self.others = list(dict.fromkeys([*steady, *(o for edits in variants for e in edits for o in others_of(e))]))
         self._extend(steady)
         if checked is not None:
             self.schedule = checked
@@ -148,7 +148,7 @@ class Denoising:
         for row, (variant, example) in enumerate(self.pairs):
             wanted = [
                 *steady,
-                *(o for edit in self.variants[variant] if _acts_on(edit, example) for o in _others(edit)),
+                *(o for edit in self.variants[variant] if _acts_on(edit, example) for o in others_of(edit)),
             ]
             for other in dict.fromkeys(wanted):
                 self.donor[self.others.index(other), row] = len(self.state_of)
@@ -174,17 +174,17 @@ class Denoising:
                 "Knockout cuts edges of a language model's attention; a denoiser's patterns are not served."
             )
         site, when = self.model.check(edit.site), edit.when
-        text = _is_text(site)
+        text = is_text(site)
         if when is not None and text and (when.steps, when.timesteps, when.sigmas) != (None, None, None):
             raise InterpError(f"{site}: text encoders run before the first step; give no steps, timesteps or sigmas.")
         if not text:
             self._check_when(site, when)
         elif when is not None and when.branch is not None and not self.model.encodes(self.base, when.branch):
             raise InterpError(f"{site}: without a negative prompt {self.model.name} encodes no text in that branch.")
-        if _others(edit) and (text or site.part == "latents"):
+        if others_of(edit) and (text or site.part == "latents"):
             what = "is the state itself" if site.part == "latents" else "sees no x_t"
             raise InterpError(f"{site} {what}, so no other prompt has a value there in the same state; give a run.")
-        for other in _others(edit):
+        for other in others_of(edit):
             if isinstance(other.prompt, tuple) and len(other.prompt) != len(self.base):
                 raise InterpError(
                     f"UnderPrompt: {len(other.prompt)} prompts for {len(self.base)} rows; give one, or one each."
@@ -233,7 +233,7 @@ class Denoising:
                 f"The source run at {site} has {kept}, this one {grids[1][0]}×{grids[1][1]}: positions would not "
                 "correspond."
             )
-        if not _is_text(site) and source.timesteps != self.schedule.timesteps:
+        if not is_text(site) and source.timesteps != self.schedule.timesteps:
             raise ShapeError(
                 f"The source run at {site} has other timesteps, so its steps do not correspond to this run's."
             )
@@ -372,7 +372,7 @@ class Denoising:
         for site in sites:
             height, width = self.model.grid_of(site, self.base)
             heads = self.model.heads_of(site) or 1
-            passes = branches * (1 if _is_text(site) else steps)
+            passes = branches * (1 if is_text(site) else steps)
             total += passes * self.n_rows * height * width * heads * self.model.width_of(site) * item
         free = free_bytes(self.model.device)
         if total > free // 2:
@@ -384,7 +384,7 @@ class Denoising:
     def acts(self, step: int, branch: Branch) -> bool:
         """Whether some edit acts in this pass."""
         return any(
-            not _is_text(edit.site) and self.schedule.admits(edit.when, step, branch)
+            not is_text(edit.site) and self.schedule.admits(edit.when, step, branch)
             for edits in self.variants
             for edit in edits
         )
@@ -392,7 +392,7 @@ class Denoising:
     def asks_donors(self, step: int) -> bool:
         """Whether some edit takes another prompt's value in this step."""
         return any(
-            _others(edit) and any(self.schedule.admits(edit.when, step, branch) for branch in self._branches)
+            others_of(edit) and any(self.schedule.admits(edit.when, step, branch) for branch in self._branches)
             for edits in self.variants
             for edit in edits
         )
@@ -435,7 +435,7 @@ class Kept:
             steps = _steps(site, self.steps)
             x = torch.stack([torch.stack([self.found[site.all_heads, s, b] for b in self.branches]) for s in steps])
             x = x if site.head is None else x.select(-2, site.head)
-            out[site] = x[0] if _is_text(site) else x
+            out[site] = x[0] if is_text(site) else x
         return out
 
 
@@ -495,7 +495,7 @@ class Clock:
     def encode(self) -> dict[str, Tensor]:
         """The text stage, branch by branch, edited and captured."""
         rows = self.rows
-        sites = [site for site in dict.fromkeys([*rows.sites(), *self.kept.sites]) if _is_text(site)]
+        sites = [site for site in dict.fromkeys([*rows.sites(), *self.kept.sites]) if is_text(site)]
         if not sites:
             return rows._embeddings(rows.sampling)
         embeds: dict[str, Tensor] = {}
@@ -551,7 +551,7 @@ class Clock:
                 f"The pipeline ended after {self.step} of the {len(self.schedule.timesteps)} steps of its schedule, so "
                 "edits and captures of the others would be missing."
             )
-        for site in (site for site in self.rows.sites() if not _is_text(site)):
+        for site in (site for site in self.rows.sites() if not is_text(site)):
             for step, branch in ((s, b) for s in range(self.step) for b in self.rows._branches):
                 if self._is_served(site, step):
                     continue
@@ -652,7 +652,7 @@ class Clock:
     # -- edits and captures ---------------------------------------------------------------------------
 
     def _watchers(self) -> list[tuple[str, Tap, Watcher]]:
-        sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not _is_text(site)]
+        sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not is_text(site)]
         serve = self.serve
         if serve is not None and serve.step == len(self.rows.schedule.timesteps) - 1:
             sites = [site for site in sites if not self._inside_served(site, serve.stage)]
@@ -720,7 +720,8 @@ def _cell_prompts(cells: int, rows: int, device: torch.device) -> Prompts:
     return from_token_lists(None, [[0] * cells] * rows, device=device)
 
 
-def _others(edit: Edit) -> list[UnderPrompt]:
+def others_of(edit: Edit) -> list[UnderPrompt]:
+    """The other prompts that an edit takes values from, in the state at hand."""
     values = [getattr(edit, name, None) for name in _VALUES]
     return [value for value in values if isinstance(value, UnderPrompt)]
 
@@ -736,10 +737,11 @@ def _acts_on(edit: Edit, example: int) -> bool:
 
 
 def _steps(site: Site, steps: set[int]) -> list[int]:
-    return [_TEXT] if _is_text(site) else sorted(steps)
+    return [_TEXT] if is_text(site) else sorted(steps)
 
 
-def _is_text(site: Site) -> bool:
+def is_text(site: Site) -> bool:
+    """Whether a site lies in a text encoder."""
     return str(site.layer).startswith("text")
 
 

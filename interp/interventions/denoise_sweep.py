@@ -25,8 +25,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.interventions.captured import DenoisingRun
-from interp.interventions.denoise import Denoising, Record, Schedule, Serving
-from interp.interventions.edits import Add, Edit, Replace, Scale, UnderPrompt, When
+from interp.interventions.denoise import Denoising, Record, Schedule, Serving, is_text, others_of
+from interp.interventions.edits import Add, Edit, Replace, Scale, When
 from interp.interventions.memory import free_bytes
 from interp.interventions.plan import Index
 from interp.interventions.schedule import Cost, Savings
@@ -80,7 +80,7 @@ def plan_denoising_sweep(
     budget = free_bytes(model.device) // 2 if budget is None else budget
     together = [[*edits, *variant] for variant in variants]
     whole = Denoising(model, sampling, together) if together else None  # every mistake, before anything is denoised
-    counts = operations_of(model, sampling)
+    counts, stage_bytes = _probed(model, sampling)
     n_steps = len(whole.schedule.timesteps) if whole else sampling.steps
     total = float(len(variants) * len(sampling) * n_steps * model.layout(sampling).branches * sum(counts))
     readout = ImageReadout(metrics)
@@ -114,7 +114,7 @@ def plan_denoising_sweep(
             whole and whole.schedule,
         )
     assert whole is not None
-    return _planned(whole, edits, variants, together, readout, exact, budget, counts, total)
+    return _planned(whole, edits, variants, together, readout, exact, budget, counts, stage_bytes, total)
 
 
 def _planned(
@@ -126,6 +126,7 @@ def _planned(
     savings: Savings,
     budget: int,
     counts: Sequence[int],
+    stage_bytes: int,
     total: float,
 ) -> DenoisingSweep:
     model, sampling = whole.model, whole.base
@@ -133,19 +134,19 @@ def _planned(
     base_rows = Denoising(model, sampling, [edits], steady=steady)
     n_base, branches = len(base_rows.sampling), whole.layout.branches
     entering = {step for edits_of in variants for edit in edits_of for step in _steps(whole, edit)[:1]} - {-1}
-    per_row = _stage_bytes(model, sampling) * branches
+    per_row = stage_bytes * branches
     keeps = savings.enter_late and len(entering) * n_base * per_row < budget // 2
     record = Record(frozenset(entering if keeps else ()))
     watched, when = _watched(whole, variants, budget // 4 if savings.skip_noops else 0)
     base = base_rows.run(watched, when, record=record)
-    rows, skipped = _scheduled(whole, variants, base if watched else None, savings, keeps)
+    rows, skipped = _scheduled(whole, variants, base if watched else None, savings, record.steps)
     at_once = max(1, min(MAX_ROWS if savings.batch else 1, budget // 2 // (8 * per_row * (1 + len(steady)))))
     parts = _parts(rows, at_once)
     n_steps, n_stages = len(whole.schedule.timesteps), len(counts)
-    donors = np.array([len({o for e in together[v] for o in _donors_of(e)}) for v in rows.variant], dtype=float)
     first = np.array([sum(counts[stage:]) for stage in range(n_stages + 1)], dtype=float)
-    steps_after = np.clip(n_steps - 1 - rows.step, 0, None)
-    run = branches * (steps_after * first[0] + first[np.clip(rows.stage, 0, n_stages)] * (1 + donors))
+    late = rows.step >= 0
+    alone = np.where(late, (n_steps - 1 - rows.step) * first[0] + first[rows.stage], n_steps * first[0])
+    run = branches * (alone + _donor_operations(whole, together, rows, first))
     used = [name for name in ("enter_late", "skip_noops", "batch") if getattr(savings, name)]
     how = f"Denoising on {model.device}; savings: {', '.join(used) or 'none'}."
     if savings.enter_late and not keeps:
@@ -157,6 +158,20 @@ def _planned(
     served = Served(record, base_rows, n_base)
     return DenoisingSweep(
         model, sampling, readout, len(variants), parts, cost, together, rows, base, served, savings, whole.schedule
+    )
+
+
+def _donor_operations(whole: Denoising, variants: list[list[Edit]], rows: Rows, first: np.ndarray) -> np.ndarray:
+    """Operations of each row's donors in one branch: whole passes, but for the blocks served as they depart."""
+    asked = [
+        {(other, step) for e in edits for other in others_of(e) for step in whole.passes(e.when)} for edits in variants
+    ]
+    return np.array(
+        [
+            sum(first[stage if at == step else 0] for _, at in asked[variant] if at >= step)
+            for variant, step, stage in zip(rows.variant, rows.step, rows.stage, strict=True)
+        ],
+        dtype=float,
     )
 
 
@@ -222,7 +237,8 @@ class DenoisingSweep(SweepPlan):
         return [
             "denoising", self.model.weights_hash, self.prompts.prompts, self.prompts.negative, self.prompts.seeds,
             self.prompts.steps, self.prompts.guidance, dict(self.prompts.options),
-            type(self.model.pipeline.scheduler).__name__, self.savings, self.variants, self.readout,
+            type(self.model.pipeline.scheduler).__name__, str(sorted(self.model.pipeline.scheduler.config.items())),
+            self.savings, self.variants, self.readout,
         ]  # fmt: skip
 
 
@@ -236,13 +252,20 @@ def _every_row(n_variants: int, n_examples: int) -> Rows:
 
 def _steps(whole: Denoising, edit: Edit) -> list[int]:
     """Steps in which an edit acts; −1 stands for the text encoders, before all."""
-    return [-1] if str(edit.site.layer).startswith("text") else whole.passes(edit.when)
+    return [-1] if is_text(edit.site) else whole.passes(edit.when)
 
 
 def _scheduled(
-    whole: Denoising, variants: Sequence[Sequence[Edit]], base: DenoisingRun | None, savings: Savings, stages: bool
+    whole: Denoising,
+    variants: Sequence[Sequence[Edit]],
+    base: DenoisingRun | None,
+    savings: Savings,
+    kept: frozenset[int],
 ) -> tuple[Rows, int]:
-    """The rows that run, by step and stage of departure, and how many need not."""
+    """The rows that run, by step and stage of departure, and how many need not.
+
+    Only of the `kept` steps the base run left its blocks' outputs; in others a row departs at the first block.
+    """
     found = []
     for v, edits in enumerate(variants):
         for e in range(len(whole.base)):
@@ -257,7 +280,7 @@ def _scheduled(
             )
             if first is not None:
                 step, stage = first if savings.enter_late else (-1, 0)
-                found.append((step, stage if stages else 0, e, v))
+                found.append((step, stage if step in kept else 0, e, v))
     order = np.array(sorted(found), dtype=np.int64).reshape(-1, 4)
     step, stage, example, variant = (np.ascontiguousarray(column) for column in order.T)
     return Rows(variant, example, step, stage), len(variants) * len(whole.base) - len(found)
@@ -265,7 +288,7 @@ def _scheduled(
 
 def _departure(whole: Denoising, edit: Edit, example: int, base: DenoisingRun | None) -> list[tuple[int, int]]:
     """(step, stage) of the first pass in which an edit changes the base run's row; empty if there is none."""
-    stage = 0 if str(edit.site.layer).startswith("text") else whole.model.stage_of(edit.site)
+    stage = 0 if is_text(edit.site) else whole.model.stage_of(edit.site)
     for step in _steps(whole, edit):
         if step < 0 or base is None or _changes(whole, edit, example, step, base):
             return [(step, stage)]
@@ -300,10 +323,7 @@ def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) 
     steps: set[int] = set()
     for edits in variants:
         for edit in edits:
-            fixed = isinstance(edit, Replace | Add | Scale) and not isinstance(
-                getattr(edit, "value", None), UnderPrompt
-            )
-            if fixed and not str(edit.site.layer).startswith("text"):
+            if isinstance(edit, Replace | Add | Scale) and not others_of(edit) and not is_text(edit.site):
                 sites[edit.site.all_heads] = None
                 steps |= set(_steps(whole, edit))
     item = torch.finfo(whole.model.dtype).bits // 8
@@ -313,14 +333,6 @@ def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) 
         size += height * width * whole.model.width_of(site) * (whole.model.heads_of(site) or 1) * item
     size *= len(steps) * whole.layout.branches * len(whole.base)
     return (list(sites) if 0 < size <= budget else []), When(steps=frozenset(steps))
-
-
-def _donors_of(edit: Edit) -> list[UnderPrompt]:
-    return [
-        value
-        for value in (getattr(edit, "value", None), getattr(edit, "source", None))
-        if isinstance(value, UnderPrompt)
-    ]
 
 
 def _parts(rows: Rows, at_once: int) -> list[slice]:
@@ -337,20 +349,11 @@ def _parts(rows: Rows, at_once: int) -> list[slice]:
 # -- what things cost ------------------------------------------------------------------------------------------
 
 
-def operations_of(model: Denoiser, sampling: Sampling) -> tuple[int, ...]:
-    """Floating-point operations of each stage for one row in one branch, counted while one step runs.
+def _probed(model: Denoiser, sampling: Sampling) -> tuple[tuple[int, ...], int]:
+    """(operations of each stage, bytes of all stages' outputs) for one row in one branch, counted while a step runs.
 
     What stands outside the stages (the first and last convolution, the embeddings) is counted with the last stage.
     """
-    return _probed(model, sampling)[0]
-
-
-def _stage_bytes(model: Denoiser, sampling: Sampling) -> int:
-    """Bytes of all stages' outputs for one row in one branch."""
-    return _probed(model, sampling)[1]
-
-
-def _probed(model: Denoiser, sampling: Sampling) -> tuple[tuple[int, ...], int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     one = Sampling(sampling.prompts[:1], None, (0,), 1, 0.0, sampling.options)

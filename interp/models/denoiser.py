@@ -375,9 +375,13 @@ class Denoiser:
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256 over the parameters of the denoiser and the text encoders (first 16 hex digits)."""
+        """SHA-256 over the parameters of the denoiser, text encoders and decoder (first 16 hex digits)."""
         digest = hashlib.sha256()
-        modules = [self.network, *(getattr(self.pipeline, name, None) for name, _ in self.family.encoders)]
+        modules = [
+            self.network,
+            getattr(self.pipeline, "vae", None),
+            *(getattr(self.pipeline, name, None) for name, _ in self.family.encoders),
+        ]
         for module in modules:
             for name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
                 data = weight.detach().cpu().contiguous()

@@ -140,6 +140,7 @@ def tokenizer() -> ShapesTokenizer:
     """The tokenizer of the shapes model."""
     ids = {word: number for number, word in enumerate(VOCABULARY)}
     words = Tokenizer(WordLevel(ids, unk_token="<unk>"))  # which is no token: an unknown word is an error here too
+    # The stubs of tokenizers do not know that these can be set.
     words.normalizer = Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     words.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]

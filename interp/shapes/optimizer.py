@@ -52,6 +52,7 @@ class Muon:
         for (rows, columns), names in self._shapes.items():
             gradients = [_gradient(self._matrices[name]) for name in names]
             momenta = [self._momentum[name] for name in names]
+            # torch has no public name for it
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)  # pyright: ignore[reportPrivateImportUsage]
             ahead = torch.stack(
                 [g.lerp(m, _MOMENTUM).reshape(rows, columns) for g, m in zip(gradients, momenta, strict=True)]

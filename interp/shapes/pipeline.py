@@ -95,6 +95,7 @@ class ShapesPipeline(StableDiffusionPipeline):
             PairError: a word that is not in `VOCABULARY`, or too many words.
         """
         options |= {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        # diffusers annotates the prompt as given, and takes None beside embeddings
         return super().__call__(prompt, **options)  # pyright: ignore[reportArgumentType]
 
 

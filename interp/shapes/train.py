@@ -94,6 +94,7 @@ class Training:
         encoder = self.model["text_encoder"]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # its products are too small to share
+        # a ModuleDict returns modules of no known kind
         read = pretrain(encoder, variant_named(recipe.variant), recipe.seed, recipe.text_steps)  # pyright: ignore[reportArgumentType]
         torch.set_num_threads(threads)
         self.average.load_state_dict(self.model.state_dict())

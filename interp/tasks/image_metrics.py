@@ -12,12 +12,18 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, nearest
 from interp.shapes.judge import ANSWERS, Judge, load_judge
 from interp.shapes.scene import CELLS
+
+
+def as_bytes(images: Float[Tensor, "row 3 height width"]) -> UInt8[np.ndarray, "row height width 3"]:
+    """Pictures in [0, 1] as RGB bytes."""
+    scaled = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
 @runtime_checkable
@@ -110,8 +116,7 @@ class JudgeLogProbability:
     def values(self, images: Float[Tensor, "row 3 height width"], example: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """As `ImageMetric.values`."""
         rows = example.tolist()
-        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        verdict = getattr(self.judge.judge(np.ascontiguousarray(pixels)), self.factor)
+        verdict = getattr(self.judge.judge(as_bytes(images)), self.factor)
         answer = torch.tensor([ANSWERS[self.factor].index(self.answer[row]) for row in rows])
         at = torch.arange(len(rows))
         if self.cell is None:

@@ -43,7 +43,7 @@ from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.statistics import bootstrap_interval, recovered
-from interp.tasks.image_metrics import ImageMetric, JudgeLogProbability, PixelChange
+from interp.tasks.image_metrics import ImageMetric, JudgeLogProbability, PixelChange, as_bytes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -254,9 +254,7 @@ def _judged(attribute: str, clean: Tensor, corrupted: Tensor) -> list[ImageMetri
     judge = load_judge()
     if factor is None:
         raise PairError(f"The judge knows no attribute {attribute!r} of an object; give `metrics`.")
-    pixels = (clean.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    with torch.no_grad():
-        verdict = judge.judge(np.ascontiguousarray(pixels))
+    verdict = judge.judge(as_bytes(clean))
     answer = ANSWERS[factor].index(attribute)
     at = getattr(verdict, factor)[..., answer] + torch.log1p(-verdict.shape[..., 0].exp().clamp(max=1 - 1e-6))
     cell = at.argmax(1)  # where the clean picture most likely has it, and where there is something at all
@@ -304,6 +302,5 @@ def _dataset(
             f"{m}_corrupted": ("example", swept.base[m].double().cpu().numpy(), attrs),
         }
     for name, images in (("clean", clean), ("corrupted", corrupted)):
-        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        variables[name] = (("example", "y", "x", "rgb"), pixels, {"unit": "0 to 255"})
+        variables[name] = (("example", "y", "x", "rgb"), as_bytes(images), {"unit": "0 to 255"})
     return xr.Dataset(variables, {"block": blocks, "window": windows, "example": list(range(len(clean)))})

@@ -1,6 +1,6 @@
 """A sweep over a pipeline against one plain run per variant, for every family and every way of leaving the base run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -193,3 +193,35 @@ def test_what_is_refused(models):
         sweep(model, base, [[Add(Site("block_out", "up.9.0"), 0.1)]], Weighted())
     with pytest.raises(InterpError, match="names steps"):
         sweep(model, base, [[Add(Site("block_out", "up.1.0"), 0.1, when=When(steps=[1, 7]))]], Weighted())
+
+
+def test_an_edit_that_first_changes_something_in_a_later_step(models):
+    model = models("sd")
+    base, _ = samplings(model, "sd")
+    site = Site("block_out", "up.1.1")
+    own = denoise(model, base, (), [site])
+    later = own[site].clone()
+    later[2] += 0.3  # in steps 0 and 1 it holds what is there
+    source = replace(own, activations={site: later})
+    for when in (None, When(steps=[0, 2]), When(steps=[1, 2], branch=Branch.COND)):
+        variants = [[Replace(site, source, when=when)]]
+        plan = plan_sweep(model, base, variants, Weighted())
+        assert plan.rows.step.tolist() == [2, 2]
+        naive = sweep(model, base, variants, Weighted(), exact="naive")
+        torch.testing.assert_close(plan.run().values["weighted"], naive.values["weighted"], rtol=0, atol=1e-9)
+        assert (naive.values["weighted"] - naive.base["weighted"]).abs().min() > 1e-6
+
+
+def test_what_the_plan_counts(models):
+    model = models("sd")
+    base, _ = samplings(model, "sd")
+    site = Site("block_out", model.sites("block_out")[0].layer)
+
+    def cost(edit, **settings):
+        return plan_sweep(model, base, [[edit]], Weighted(), **settings).cost
+
+    whole = cost(Add(site, 0.1, when=When(steps=[0])), exact=Savings(enter_late=False))
+    assert whole.operations == whole.naive_operations
+    one, two = (cost(Replace(site, UnderPrompt("a blue square"), when=When(steps=s))) for s in ([1], [1, 2]))
+    assert two.operations > one.operations  # the donors of the second step
+    assert one.operations > cost(Add(site, 0.1, when=When(steps=[1]))).operations
