@@ -118,7 +118,10 @@ def base_states(model: LanguageModel, plan: Plan, sites: Iterable[Site]) -> Base
     with ExitStack() as hooks:
         hooks.enter_context(tapped(places.watchers(model), len(prompts)))
         calls = hooks.enter_context(routed(cores))
-        model.forward(prompts, all_logits=Site("logits") in wanted | plan.sites.keys())
+        if Site("logits") in wanted | plan.sites.keys():
+            model.forward(prompts)
+        else:
+            model.forward_to_unembedding(prompts)
     return BaseStates(
         resid=tuple(kept.pop(site) for site in stream),
         keys=tuple(keys[module] for module in modules),

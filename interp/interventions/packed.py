@@ -144,7 +144,7 @@ class Chunk:
         batch = type(prompts)(ids, lengths, tuple(() for _ in rows))
         edited = tapped([("embed", self.model.tap(Site("embed")), watch)], len(rows))
         with edited, stopping_at(self.model.layers[0].block) as inputs:
-            self.model.forward(batch, all_logits=False)
+            self.model.forward(batch)
         position = np.tile(np.arange(self.width), len(rows))
         return inputs[0].flatten(0, 1), Tokens(np.repeat(rows, self.width), position, len(position))
 

@@ -81,7 +81,7 @@ def run(
         capture: sites, hook names, or part names (every layer); recorded after any edit made there.
         positions: keep captures at these positions only (queries, for attention scores and patterns):
             an int, a list, or a [batch, n] tensor; negative ones count from each prompt's end.
-        logits: `False` keeps none, and spares most of the unembedding.
+        logits: `False` keeps none, and spares the unembedding.
         grad: keep the autograd graph.
         when: steps and branch of a denoising run to capture; all if not given.
         **settings: of a denoising run: `negative`, `seeds`, `steps`, `guidance` … as in `Denoiser.sampling`.
@@ -130,6 +130,7 @@ def run_plan(
     prompts, kept = plan.prompts, {}
     wanted = {site.all_heads for site in capture}
     places = Places(plan, wanted, kept, prompts.ids.shape[1], only)
+    out = None
     if model.runner is not None:
         if grad:
             raise InterpError(f"{model.name} runs through nnsight, which keeps no graph here; load the network itself.")
@@ -138,8 +139,11 @@ def run_plan(
         with torch.set_grad_enabled(grad), ExitStack() as hooks:
             hooks.enter_context(tapped(places.watchers(model), len(prompts)))
             hooks.enter_context(routed(places.cores(model)))
-            # Logits are edited and captured at the network's output: then all of them are needed.
-            out = model.forward(prompts, all_logits=logits or Site("logits") in wanted | plan.sites.keys())
+            # Logits are edited and captured at the network's output.
+            if logits or Site("logits") in wanted | plan.sites.keys():
+                out = model.forward(prompts)
+            else:
+                model.forward_to_unembedding(prompts)
     whole = Run(prompts, out if logits else None, kept, only)
     return Run(prompts, whole.logits, {site: whole[site] for site in capture}, only)
 

@@ -20,6 +20,9 @@ from torch import Tensor
 EditAttention = Callable[["Segment", Tensor], Tensor]
 """(segment, [row head query key]) → the same shape, edited."""
 
+FEW_KEYS = 48
+"""Up to so many keys, explicit scores of all rows at once are quicker than a fused kernel's call per row."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
@@ -93,9 +96,7 @@ def segment_attention(
         q, k, v = segment.grid(query), segment.grid(key, prefix_key), segment.grid(value, prefix_value)
         before_k = prefix_key[segment.example, : segment.start]
         before_v = prefix_value[segment.example, : segment.start]
-        # Copying the prefix for every row costs 2 · kv_head · d_head numbers per key and row; keeping
-        # the scores costs head · length. Short suffixes are cheaper by their scores.
-        if explicit or q.shape[2] * segment.length < 2 * k.shape[2] * k.shape[3]:
+        if explicit or segment.start + segment.length <= FEW_KEYS:
             hidden = _hidden(segment.start, segment.length, window, q.device)
             scores = _scores(q, k, before_k, scaling, softcap)
             hidden = None if hidden is None else hidden.T[..., None]
@@ -111,6 +112,8 @@ def segment_attention(
                 if hidden is not None:
                     pattern = pattern.masked_fill(hidden, 0)
             z = _weigh(pattern, v, before_v)
+        elif segment.start and window is None and q.device.type == "cpu" and not torch.is_grad_enabled():
+            z = _in_two_parts(q, k, v, before_k, before_v, scaling)
         else:
             z = _fused(q, k, v, before_k, before_v, scaling, window)
         out.append(segment.packed(z))
@@ -127,9 +130,36 @@ def _hidden(start: int, length: int, window: int | None, device: torch.device) -
     return later if window is None else later | (keys <= queries - window)
 
 
+def _in_two_parts(
+    q: Tensor, k: Tensor, v: Tensor, before_k: Tensor, before_v: Tensor, scaling: float
+) -> Float[Tensor, "row query head d_head"]:
+    """Attention to the prefix and to a row's own keys, each by a fused kernel, weighed by their softmax's sums.
+
+    The prefix is one sequence of keys for the queries of all rows, so nothing is copied once per row. The sums carry
+    no gradient in PyTorch, and its public function does not return them.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    rows, length, heads, _ = q.shape
+    kv_heads = k.shape[2]
+    groups = heads // kv_heads
+    own_k, own_v = (x.repeat_interleave(groups, 2).transpose(1, 2) for x in (k, v))
+    own, own_sum = kernel(q.transpose(1, 2), own_k, own_v, 0.0, True, scale=scaling)
+    # To the prefix nothing has an order: the heads of a group, and the rows, are more queries of their key head.
+    queries = q.unflatten(2, (kv_heads, groups)).permute(2, 0, 1, 3, 4).flatten(1, 3)[None]
+    shared, shared_sum = kernel(
+        queries, before_k.transpose(0, 1)[None], before_v.transpose(0, 1)[None], 0.0, False, scale=scaling
+    )
+    grid = (kv_heads, rows, length, groups)
+    shared = shared[0].unflatten(1, grid[1:]).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    shared_sum = shared_sum.view(grid).permute(1, 2, 0, 3).flatten(2, 3)
+    share = torch.sigmoid(shared_sum - own_sum.transpose(1, 2)).to(q.dtype)[..., None]
+    return torch.lerp(own.transpose(1, 2), shared, share)
+
+
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, before_k: Tensor, before_v: Tensor, scaling: float, window: int | None
 ) -> Tensor:
+    """Attention by the fused kernel that PyTorch chooses, the prefix copied for every row."""
     rows, start = q.shape[0], before_k.shape[0]
     if start:
         k = torch.cat([before_k.expand(rows, -1, -1, -1), k], 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from interp.errors import SiteError, nearest
 from interp.models.families import Family
+from interp.models.hooks import stopping_at
 from interp.models.prompts import Prompts, from_tensor, tokenize
 from interp.models.site import ATTENTION_PARTS, LAYER_PARTS, PARTS, Site
 from interp.models.tap import Tap
@@ -86,16 +86,16 @@ class LanguageModel:
         """Type of the weights."""
         return weight_of(self.unembed).dtype
 
-    def forward(self, prompts: Prompts, *, all_logits: bool = True) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of a plain forward pass (of the last column only, unless all are asked for)."""
-        kwargs: dict[str, Any] = {} if all_logits or not self._can_keep_logits else {"logits_to_keep": 1}
-        if int(prompts.lengths.min()) < prompts.ids.shape[1]:
-            kwargs["attention_mask"] = prompts.mask.long()
-        return self.network(input_ids=prompts.ids, use_cache=False, **kwargs).logits
+    def forward(self, prompts: Prompts) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a plain forward pass."""
+        padded = int(prompts.lengths.min()) < prompts.ids.shape[1]
+        mask = {"attention_mask": prompts.mask.long()} if padded else {}
+        return self.network(input_ids=prompts.ids, use_cache=False, **mask).logits
 
-    @cached_property
-    def _can_keep_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
+    def forward_to_unembedding(self, prompts: Prompts) -> None:
+        """A forward pass that ends where the unembedding would begin; for what hooks see on the way."""
+        with stopping_at(self.unembed):
+            self.forward(prompts)
 
     def prompts(self, text: str | Sequence[str] | Prompts | Tensor, mask: Tensor | None = None) -> Prompts:
         """Tokenised prompts from text, or from padded token ids with their attention mask."""

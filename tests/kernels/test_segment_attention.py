@@ -27,7 +27,7 @@ def _segment(first, example, starts, end):
 
 
 LAYOUTS = {
-    # name: [(example, starts of the rows, end)], takes the fused path when nothing is asked for
+    # name: [(example, starts of the rows, end)]
     "from the first position": [(0, [0, 0], 6)],
     "behind a prefix": [(1, [4, 4, 4], 9)],
     "one token": [(0, [5, 5], 6)],
@@ -92,45 +92,60 @@ def _on_grid(table):
 
 
 @pytest.fixture
-def fused_calls(monkeypatch):
-    calls, fused = [], module._fused
+def calls(monkeypatch):
+    """Names of the ways that are taken, beside explicit scores."""
+    taken: list[str] = []
 
-    def counting(*args):
-        calls.append(args[0].shape)
-        return fused(*args)
+    def counted(name, way):
+        return lambda *args: (taken.append(name), way(*args))[1]
 
-    monkeypatch.setattr(module, "_fused", counting)
-    return calls
+    for name in ("_fused", "_in_two_parts"):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    return taken
 
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_both_paths_equal_every_row_alone(layout, kv_heads, window, fused_calls):
+def test_every_way_equals_every_row_alone(layout, kv_heads, window, calls, monkeypatch):
     tensors, segments, rows = _case(layout, kv_heads)
     expected = _naive(tensors, rows, scaling=0.7, window=window)
-    fast = segment_attention(*tensors, segments, scaling=0.7, window=window)
-    torch.testing.assert_close(fast, expected, rtol=0, atol=1e-13)
-    # Short suffixes keep their scores, longer ones take the fused product: so the code says, so it is.
-    assert len(fused_calls) == sum(HEADS * s.length >= 2 * kv_heads * D_HEAD for s in segments)
-    fused_calls.clear()
+    with_prefix = sum(s.start > 0 for s in segments)
+    for few_keys, grad, taken in (
+        (POSITIONS, False, {}),
+        (0, True, {"_fused": len(segments)}),
+        (0, False, {"_fused": len(segments)} if window else
+            {"_fused": len(segments) - with_prefix, "_in_two_parts": with_prefix}),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "FEW_KEYS", few_keys)
+        with torch.set_grad_enabled(grad):
+            found = segment_attention(*tensors, segments, scaling=0.7, window=window)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+        assert {name: calls.count(name) for name in set(calls)} == {name: n for name, n in taken.items() if n}
+        calls.clear()
     same = segment_attention(*tensors, segments, scaling=0.7, window=window, softmax_dtype=torch.float64)
     torch.testing.assert_close(same, expected, rtol=0, atol=1e-13)
-    assert not fused_calls
+    assert not calls
 
 
-def test_each_path_is_taken_somewhere(fused_calls):
-    for layout, fused in (("behind a prefix", 1), ("one token", 0)):
-        tensors, segments, _ = _case(layout, 4)
-        segment_attention(*tensors, segments, scaling=1.0)
-        assert len(fused_calls) == fused
-        fused_calls.clear()
+def test_few_keys_are_scored_and_many_go_to_a_kernel(calls):
+    generator = torch.Generator().manual_seed(0)
+    for keys, taken in ((module.FEW_KEYS, []), (module.FEW_KEYS + 1, ["_in_two_parts"])):
+        base = [torch.randn(1, keys, 2, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+        own = [torch.randn(6, heads, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
+        rows = [(0, keys - 3, keys, 0), (0, keys - 3, keys, 3)]
+        with torch.no_grad():
+            found = segment_attention(*own, *base, [Segment(slice(0, 6), 2, keys - 3, 3, 0)], scaling=0.5)
+        expected = _naive([*own, *base], rows, scaling=0.5)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+        assert calls == taken
 
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_softcap_and_edits_of_scores_and_pattern(layout, kv_heads, window, fused_calls):
+def test_softcap_and_edits_of_scores_and_pattern(layout, kv_heads, window, calls, monkeypatch):
+    monkeypatch.setattr(module, "FEW_KEYS", 0)
     tensors, segments, rows = _case(layout, kv_heads)
     generator = torch.Generator().manual_seed(5)
     shape = (len(tensors[0]), HEADS, POSITIONS)
@@ -148,7 +163,7 @@ def test_softcap_and_edits_of_scores_and_pattern(layout, kv_heads, window, fused
     ):
         found = segment_attention(*tensors, segments, **common, **own)
         torch.testing.assert_close(found, _naive(tensors, rows, **common, **wanted), rtol=0, atol=1e-13)
-    assert not fused_calls
+    assert not calls
 
 
 def test_an_edit_reveals_no_later_key():
@@ -190,7 +205,8 @@ def test_softmax_dtype_is_the_type_of_the_weights():
 
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("layout", ["ragged", "several", "from the first position"])
-def test_gradients_flow_through_both_paths(layout, explicit, fused_calls):
+def test_gradients_flow_through_scores_and_kernel(layout, explicit, calls, monkeypatch):
+    monkeypatch.setattr(module, "FEW_KEYS", 0)
     tensors, segments, rows = _case(layout, 2)
     options = {"softmax_dtype": torch.float64} if explicit else {}
     mine = [t.clone().requires_grad_() for t in tensors]
@@ -198,7 +214,7 @@ def test_gradients_flow_through_both_paths(layout, explicit, fused_calls):
     weights = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (segment_attention(*mine, segments, scaling=0.7, **options) * weights).sum().backward()
     (_loopless(theirs, rows, 0.7) * weights).sum().backward()
-    assert bool(fused_calls) != explicit
+    assert set(calls) == (set() if explicit else {"_fused"})
     for a, b in zip(mine, theirs, strict=True):
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in (a, b)]
         torch.testing.assert_close(*grads, rtol=0, atol=1e-13)
