@@ -194,6 +194,7 @@ class _Checks:
 
     def __init__(self) -> None:
         self._tables: dict[tuple, tuple[object, Tensor]] = {}
+        self._sources: dict[int, Run] = {}
         self._places: dict[int | None, tuple[Index, Index, Index, int]] = {}
 
     def places(self, prompts: Prompts, positions: Positions, rows: Sequence[int] | None, site: Site):
@@ -204,14 +205,21 @@ class _Checks:
             self._places[positions] = _places(prompts, positions, rows, site)
         return self._places[positions]
 
-    def table(self, value: object, key: tuple, make: Callable[[], Tensor], what: str) -> Tensor:
+    def source(self, prompts: Prompts, source: Run, site: Site) -> None:
+        """`_check_source`, once per run."""
+        if id(source) not in self._sources:
+            _check_source(prompts, source, site)
+            self._sources[id(source)] = source
+
+    def table(self, value: object, key: tuple, make: Callable[[], Tensor], site: Site) -> Tensor:
         key = (id(value), *key)
         if key not in self._tables:
             table = make()
             # -inf is a legal attention score, and only there.
-            bad = torch.isnan(table).any() if "attn_scores" in what else not torch.isfinite(table).all()
+            scores = site.part == "attn_scores"
+            bad = torch.isnan(table).any() if scores else not torch.isfinite(table).all()
             if bad:
-                raise ShapeError(f"The value of the edit at {what} holds NaN or infinite numbers.")
+                raise ShapeError(f"The value of the edit at {site} holds NaN or infinite numbers.")
             self._tables[key] = (value, table)  # holding the value keeps its id from being reused
         return self._tables[key][1]
 
@@ -253,9 +261,12 @@ def _resolve(
         rows = np.arange(len(prompts)) if edit.rows is None else np.asarray(edit.rows)
         row_rank = np.searchsorted(rows, example, sorter=np.argsort(rows))
         start = np.argsort(rows)[row_rank] * row_stride + slot * slot_stride
-    group = np.tile(chosen, len(example))
-    operand = np.repeat(start, len(chosen)) + group * head_stride  # a live row has no strides
-    example, position = np.repeat(example, len(chosen)), np.repeat(position, len(chosen))
+    if len(chosen) > 1:
+        group = np.tile(chosen, len(example))
+        example, position, start = (np.repeat(x, len(chosen)) for x in (example, position, start))
+    else:
+        group = np.full(len(example), chosen[0])
+    operand = start + group * head_stride  # a live row has no strides
     basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
     live = isinstance(value, LiveRow)
     resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis, live=live)
@@ -325,8 +336,8 @@ def _table(
     attention = site.part in ATTENTION_PARTS
     if isinstance(value, Run):
         source = value[site.all_heads]
-        _check_source(prompts, value, site)
-        table = checks.table(source, (), lambda: source.reshape(-1, source.shape[-1]), str(site))
+        checks.source(prompts, value, site)
+        table = checks.table(source, (), lambda: source.reshape(-1, source.shape[-1]), site)
         if attention:  # [batch head query key]
             rows = 0 if len(source) == 1 else source.shape[1] * source.shape[2]
             return table, rows, 1, source.shape[2], True
@@ -345,7 +356,7 @@ def _table(
                 f"The value of the {type(edit).__name__} at {site} has shape {list(value.shape)}; it must broadcast "
                 f"to [row={n_rows}, position={n_slots}, {', '.join(map(str, tail))}]."
             )
-        table = checks.table(value, tail, lambda: value.reshape(-1, tail[-1]), str(site))
+        table = checks.table(value, tail, lambda: value.reshape(-1, tail[-1]), site)
         per = tail[0] if len(tail) == 2 else 1
         return (
             table,
@@ -356,7 +367,7 @@ def _table(
         )
     number = value if isinstance(value, int | float) else 0.0  # a live row's place holder
     table = checks.table(
-        None, (width, number), lambda: torch.full((1, width), number, dtype=model.dtype, device=model.device), str(site)
+        None, (width, number), lambda: torch.full((1, width), number, dtype=model.dtype, device=model.device), site
     )
     return table, 0, 0, 0, False
 
@@ -462,7 +473,7 @@ def _by_unit(
         position=np.repeat(whole.position, n),
         group=np.repeat(whole.group, n) * width + np.tile(units, len(whole.group)),
         operand=np.repeat(whole.operand, n) if whole.live else at_unit,
-        table=checks.table(whole.table, ("unit",), lambda: whole.table.reshape(-1, 1), str(whole.site)),
+        table=checks.table(whole.table, ("unit",), lambda: whole.table.reshape(-1, 1), whole.site),
         by_unit=True,
     )
 
