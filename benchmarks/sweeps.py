@@ -1,7 +1,7 @@
 """Speed: every sweep against one plain hooked forward pass per cell, and against other toolkits.
 
-Everything of an experiment is timed in one run: half of the naive cells before ours, half after it, then
-the peers. Where the naive way would take longer than `--naive-seconds`, a random sample of its cells,
+Everything of an experiment is timed in one run: stretches of naive cells with our calls between them, then the
+peers. Where the naive way would take longer than `--naive-seconds`, a random sample of its cells,
 spread evenly over the grid, is timed and extrapolated; the table says so.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from peers import NAMES, make_peer, run_pyvene
 from report import machine, report
-from timing import Timing, matrix_rate, seconds, set_threads, spread, timed
+from timing import Timing, interleaved, matrix_rate, seconds, set_threads, spread, timed
 from workload import (
     ANSWER,
     CLEAN,
@@ -83,11 +83,14 @@ def patching(
 
     for exact in savings:
         patch(exact)  # warm up
-    before, took_before = seconds(lambda: hooks.values(sample[::2], *bench.answers))
-    ours = [(exact, *timed(lambda exact=exact: patch(exact), bench.repeats)) for exact in savings]
-    after, took_after = seconds(lambda: hooks.values(sample[1::2], *bench.answers))
-    oracle = dict(zip(sample[::2] + sample[1::2], before + after, strict=True))
-    naive = (took_before + took_after) / len(sample) * len(cells)
+    oracle, per_cell, timed_calls = interleaved(
+        lambda some: hooks.values(some, *bench.answers),
+        sample,
+        [lambda exact=exact: patch(exact) for exact in savings],
+        bench.repeats,
+    )
+    ours = [(exact, *call) for exact, call in zip(savings, timed_calls, strict=True)]
+    naive = per_cell * len(cells)
 
     few = spread(cells, min(20, len(sample)))
     _, took_frugal = seconds(lambda: frugal.values(few, *bench.answers))
@@ -111,7 +114,14 @@ def patching(
         rows.append(row(experiment.name, way, cells, cells, timing, naive, worst, target))
         cost, plan, run = engine(bench, experiment, exact)
         rows.append(
-            row(experiment.name, f"{way}: its sweep alone, planned and run", cells, cells, plan.best + run.best, naive)
+            row(
+                experiment.name,
+                f"{way}: its sweep alone, planned and run",
+                cells,
+                cells,
+                plan.median + run.median,
+                naive,
+            )
         )
         floors.append({
             "experiment": experiment.name, "what": "no-ops skipped" if exact.skip_noops else "nothing skipped",
@@ -127,11 +137,11 @@ def row(
     worst: float | None = None, target: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One line of the speed table."""
-    best, median = took if isinstance(took, Timing) else (took, None)
+    best, median = took if isinstance(took, Timing) else (took, took)
     return {
         "experiment": experiment, "way": way,
         "cells timed": f"all {len(cells)}" if len(done) == len(cells) else f"sampled {len(done)} of {len(cells)}",
-        "seconds": best, "median": median, "against hooks": naive / best,
+        "seconds": median, "best": best, "against hooks": naive / median,
         "target": None if target is None else f"≥ {target}×",
         "largest difference": worst,
     }  # fmt: skip
@@ -218,15 +228,13 @@ def tracing(bench: Bench) -> list[dict[str, Any]]:
 
     cells = [Cell(layer, pos) for layer in bench.layers for pos in range(ids.shape[1])]
     sample = bench.sample(cells, naive)
-    before, took_before = seconds(lambda: naive(sample[::2]))
-    result, timing = timed(trace, bench.repeats)
-    after, took_after = seconds(lambda: naive(sample[1::2]))
+    oracle, per_cell, [(result, timing)] = interleaved(naive, sample, [trace], bench.repeats)
     grid = result.data["probability"]
     worst = max(
         float(abs(grid.sel(layer=cell.layer, pos=cell.pos).values - found.numpy()).max())
-        for cell, found in zip(sample[::2] + sample[1::2], before + after, strict=True)
+        for cell, found in oracle.items()
     )
-    whole = (took_before + took_after) / len(sample) * len(cells)
+    whole = per_cell * len(cells)
     return [
         row("causal trace", "hooks, ROME's protocol: 11 rows per cell", cells, sample, whole, whole),
         row("causal trace", "interp.trace", cells, cells, timing, whole, worst, TARGETS["causal trace", True]),
@@ -240,7 +248,7 @@ def main(
     layers: Annotated[list[int] | None, typer.Option(help="layers of the grids; all if not given")] = None,
     naive_seconds: Annotated[float, typer.Option(help="most seconds of naive cells per experiment")] = 60,
     naive_cells: Annotated[int | None, typer.Option(help="most naive cells per experiment")] = None,
-    repeats: int = 3,
+    repeats: int = 5,
     threads: int = 2,
     pyvene: Annotated[
         str, typer.Option(envvar="PYVENE_PYTHON", help="interpreter of an environment with pyvene")
@@ -265,9 +273,10 @@ def main(
     report(
         "sweeps", f"Speed on {model}", rows, where=where,
         notes=[
-            f"Ours: best and median of {repeats} calls, warm. Samples are spread evenly and extrapolated.",
-            "Hooks: half of their cells before ours, half after. Largest difference: to hooks for ours (logits; "
-            "probability for the trace), to ours for the peers, over the cells timed.",
+            f"Ours: median and best of {repeats} calls, warm, each between two stretches of the hooks' cells; hooks: the "
+            "median of the stretches. Samples are spread evenly and extrapolated.",
+            "Largest difference: to hooks for ours (logits; probability for the trace), to ours for the peers, over the "
+            "cells timed.",
         ],
     )  # fmt: skip
     if floors:

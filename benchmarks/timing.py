@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -48,6 +48,31 @@ def timed(call: Callable[[], T], repeats: int) -> tuple[T, Timing]:
         value, took = seconds(call)
         taken.append(took)
     return value, Timing(min(taken), statistics.median(taken))
+
+
+def interleaved(
+    naive: Callable[[Sequence[Any]], list], sample: Sequence[Any], calls: Sequence[Callable[[], Any]], repeats: int
+) -> tuple[dict[Any, Any], float, list[tuple[Any, Timing]]]:
+    """Stretches of naive cells with our calls between them, so that both meet the machine in the same moods.
+
+    Returns:
+        the naive values by cell; seconds per naive cell, the median over stretches; each call's last value and times.
+    """
+    found: dict[Any, Any] = {}
+    per_cell: list[float] = []
+    taken: list[list[float]] = [[] for _ in calls]
+    values: list[Any] = [None] * len(calls)
+    for stretch in range(repeats + 1):
+        cells = sample[stretch :: repeats + 1]
+        some, took = seconds(lambda cells=cells: naive(cells))
+        found |= dict(zip(cells, some, strict=True))
+        per_cell.append(took / len(cells))
+        for number, call in enumerate(calls if stretch < repeats else ()):
+            gc.collect()
+            values[number], took = seconds(call)
+            taken[number].append(took)
+    times = [Timing(min(each), statistics.median(each)) for each in taken]
+    return found, statistics.median(per_cell), list(zip(values, times, strict=True))
 
 
 def matrix_rate(repeats: int = 5) -> float:

@@ -94,19 +94,20 @@ def schedule(model: LanguageModel, plan: Plan, base: BaseStates, reads: Index, s
     end = reads.max(1) + 1 if savings.read_late else lengths
     pairs = plan.n_variants * batch
     alive = {site: [_reached(op, reads, end, n_layers, savings) for op in ops] for site, ops in plan.sites.items()}
-    first = np.full(pairs, 4 * n_layers + 4)
+    first, start = np.full(pairs, 4 * n_layers + 4), np.full(pairs, np.iinfo(np.int64).max)
     for site, ops in plan.sites.items():
         for op, live in zip(ops, alive[site], strict=True):
             acts = live & _effective(op, base, plan) if savings.skip_noops else live
             np.minimum.at(first, _pair(op, batch)[acts], rank_of(site, n_layers))
-    start = np.full(pairs, np.iinfo(np.int64).max)
+            np.minimum.at(start, _pair(op, batch)[acts], op.position[acts])
     sites: dict[Site, tuple[Ops, ...]] = {}
     for site, ops in plan.sites.items():
         kept = []
         for op, live in zip(ops, alive[site], strict=True):
-            # Before its first effective edit a row is the base run, so edits there change nothing.
-            chosen = op.select(live & (rank_of(site, n_layers) >= first[_pair(op, batch)]))
-            np.minimum.at(start, _pair(chosen, batch), chosen.position)
+            # Below its first effective edit, and before the first position of one, a row is the base run, and edits
+            # there change nothing.
+            pair = _pair(op, batch)
+            chosen = op.select(live & (rank_of(site, n_layers) >= first[pair]) & (op.position >= start[pair]))
             if len(chosen):
                 kept.append(chosen)
         if kept:

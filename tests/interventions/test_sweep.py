@@ -358,6 +358,28 @@ def test_rows_that_change_nothing_are_answered_by_the_base():
     assert (off.cost.rows, off.cost.skipped) == (45, 0)
 
 
+def test_a_row_begins_at_the_first_position_that_an_edit_changes(monkeypatch):
+    """All positions patched together; prompts agree before token 3, so that there the edits change nothing."""
+    model, clean = described("llama"), ragged((7, 7, 7))[0]
+    ids = clean.ids.clone()
+    ids[:, 3] = (ids[:, 3] + 1) % model.d_vocab
+    base = dataclasses.replace(clean, ids=ids)
+    source = run(model, clean, (), ["z", "resid_mid"])
+    seen, original = [], packed.Chunk._attend
+    monkeypatch.setattr(
+        packed.Chunk, "_attend", lambda self, layer, x: (seen.append((layer, len(x))), original(self, layer, x))[1]
+    )
+    variants = [
+        [Replace(Site("z", 0, head), source) for head in (0, 2)],
+        # The later edit reaches further back than the first one, and changes something there.
+        [Replace(Site("z", 0), source), Scale(Site("resid_mid", 1), 2.0, positions=1)],
+    ]
+    swept = sweep(model, base, variants, LINEAR)
+    assert seen == [(1, 3 * (4 + 6)), (2, 3 * (4 + 6))]
+    naive = sweep(model, base, variants, LINEAR, exact="naive")
+    torch.testing.assert_close(swept.values, naive.values, rtol=0, atol=1e-9)
+
+
 def test_what_the_metric_cannot_see_is_not_run():
     model, prompts = described("llama"), ragged()[0]
     for site in (
