@@ -52,7 +52,11 @@ def found(model, scenes) -> dict[str, dict[str, list[float]]]:
     out = {name: {"own": [], "other": [], "shuffled": []} for name in WORDS}
     for row, scene in enumerate(scenes):
         maps = attention_maps(model, full_caption(scene), words=numbers, seeds=[row])
-        against = {"own": drawn[row, own], "other": drawn[row, [1 - slot for slot in own]], "shuffled": drawn[(row + 1) % len(scenes), own]}
+        against = {
+            "own": drawn[row, own],
+            "other": drawn[row, [1 - slot for slot in own]],
+            "shuffled": drawn[(row + 1) % len(scenes), own],
+        }
         for kind, regions in against.items():
             values = maps.agreement(regions).values[0].reshape(len(WORDS), 2).mean(1)
             for name, value in zip(WORDS, values, strict=True):
@@ -67,7 +71,12 @@ def caused(model, scenes) -> dict[str, list[float]]:
     metric = JudgeLogProbability("colour", [thing.colour for thing in first], [thing.cell for thing in first])
     sites = model.sites("cross_scores")
     phrase = [1 + word for word in range(7)]  # one token a word, after <begin>
-    cut = {"colour": [3], "the word after it": [8], "the phrase": phrase, "the phrase and the word after it": [*phrase, 8]}
+    cut = {
+        "colour": [3],
+        "the word after it": [8],
+        "the phrase": phrase,
+        "the phrase and the word after it": [*phrase, 8],
+    }
 
     def without(keys, where=None):
         when = When(branch=interp.Branch.COND)
@@ -109,7 +118,10 @@ def main(out: Path) -> None:
     trained, random = found(model, scenes), found(untrained(), scenes)
     print("| word | own object | other object | another scene's | own object, untrained |\n|---|--:|--:|--:|--:|")
     for name in WORDS:
-        cells = [*(described(trained[name][kind]) for kind in ("own", "other", "shuffled")), described(random[name]["own"])]
+        cells = [
+            *(described(trained[name][kind]) for kind in ("own", "other", "shuffled")),
+            described(random[name]["own"]),
+        ]
         print(f"| {name} | {' | '.join(cells)} |")
     effects = caused(model, scenes)
     print("\n| not seen | P(colour) of the first object |\n|---|--:|")

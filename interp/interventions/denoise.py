@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InterpError, ShapeError, SiteError, UnfiredError
+from interp.errors import InterpError, ShapeError, UnfiredError
 from interp.interventions.captured import DenoisingRun, Run
 from interp.interventions.edits import Ablate, Edit, LiveRow, Positions, UnderPrompt, When
 from interp.interventions.memory import free_bytes
@@ -380,7 +380,9 @@ class Denoising:
             total += branches * (1 if is_text(site) else steps) * self.n_rows * size
         inside = [s for s in {*sites, *self.sites()} if s.part in ATTENTION_PARTS]
         at_once = max(map(len, self.layout.calls)) * len(self.sampling)  # scores and pattern, before and after edits
-        total += 4 * at_once * max((self.model.size_of(s, self.base) * item_bytes(self.model, s) for s in inside), default=0)
+        total += (
+            4 * at_once * max((self.model.size_of(s, self.base) * item_bytes(self.model, s) for s in inside), default=0)
+        )
         free = free_bytes(self.model.device)
         if total > free // 2:
             raise InterpError(

@@ -5,8 +5,8 @@ hands to `scaled_dot_product_attention` (SDPA) is seen on the way, and the expli
 output of SDPA, which stays: looking changes no bit. Only queries whose weights an edit changed get the product of their
 new weights and the values. Modules that nobody asks about are left alone.
 
-A processor that computes its softmax itself (`AttnProcessor`, which honours `upcast_attention`) is seen at that softmax.
-Others (sliced, xFormers, image prompts, another backend) compute in ways that cannot be seen, and are refused.
+A processor that computes its softmax itself (`AttnProcessor`, which honours `upcast_attention`) is seen there. Others
+(sliced, xFormers, image prompts, another backend) compute in ways that cannot be seen, and are refused.
 """
 
 from __future__ import annotations

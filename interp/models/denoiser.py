@@ -342,7 +342,7 @@ class Denoiser:
         return self._tokens(sampling).get(None, 0)
 
     def grid_of(self, site: Site, sampling: Sampling) -> tuple[int, int]:
-        """(rows, columns) of the cells that a site's positions count, row by row; (1, n) where tokens are among them."""
+        """(rows, columns) of the cells that a site's positions count, row by row; (1, n) where some are tokens."""
         if site in self.text:
             return 1, self._tokens(sampling)[site]
         if site.part in ("cross_k", "cross_v"):

@@ -40,7 +40,8 @@ of Flux's single-stream blocks. Positions are spatial cells, row by row:
 
 Positions of `cross_k` and `cross_v` are tokens, as are the keys of a cross-attention; queries are cells. In a joint
 attention queries and keys are the cells of the picture, then the tokens of the prompt. A pipeline's text encoders have
-the language model's parts at the addresses `"text.3"` (`"text2.3"`, `"text3.3"`), `"text"` for `embed` and `final_norm`.
+the language model's parts at the addresses `"text.3"` (`"text2.3"`, `"text3.3"`), and `"text"` for `embed` and
+`final_norm`.
 """
 
 from __future__ import annotations

@@ -6,5 +6,6 @@ from interp.tracing.image import ImageTraceResult, trace_image
 from interp.tracing.knockout import KnockoutResult, knockout
 
 __all__ = [
-    "AttentionMaps", "ImageTraceResult", "KnockoutResult", "TraceResult", "attention_maps", "knockout", "trace", "trace_image",
+    "AttentionMaps", "ImageTraceResult", "KnockoutResult", "TraceResult", "attention_maps", "knockout", "trace",
+    "trace_image",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from interp.errors import InterpError, PairError, ShapeError, SiteError, nearest
 from interp.interventions.denoise import Denoising, denoise, item_bytes
-from interp.interventions.edits import When
+from interp.interventions.edits import Edit, When
 from interp.interventions.memory import free_bytes
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
@@ -38,7 +38,7 @@ from interp.tasks.image_metrics import as_bytes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from xarray import DataArray
+    from xarray import DataArray, Dataset
 
 _WORDS = ("cross_pattern", "joint_pattern")
 """Parts in which cells attend to words."""
@@ -85,7 +85,9 @@ class AttentionMaps(Result):
         maps = interpolate(torch.tensor(data.values), wanted[1:], mode="bilinear", align_corners=False)
         ranks = rankdata(maps.flatten(2).numpy(), axis=-1)
         smaller = (ranks * inside).sum(-1) - n * (n + 1) / 2
-        return xr.DataArray(smaller / (n * (inside.shape[-1] - n)), data.isel(y=0, x=0, drop=True).coords, ("example", "word"))
+        return xr.DataArray(
+            smaller / (n * (inside.shape[-1] - n)), data.isel(y=0, x=0, drop=True).coords, ("example", "word")
+        )
 
     def plot(self, example: int = 0) -> Figure:
         """The words' maps over one picture."""
@@ -110,6 +112,7 @@ def attention_maps(
     model: Denoiser,
     prompt: str,
     *,
+    edits: Sequence[Edit] = (),
     words: Sequence[str | int] | None = None,
     blocks: Sequence[str] | None = None,
     heads: Sequence[int] | None = None,
@@ -118,10 +121,12 @@ def attention_maps(
     steps: int | None = None,
     guidance: float | None = None,
     budget: int | None = None,
+    **options: Any,
 ) -> AttentionMaps:
     """The maps of a prompt's words in pictures drawn from it.
 
     Args:
+        edits: of the runs that are looked at.
         words: of the prompt, by name or by number; all if not given.
         blocks: addresses; all that attend to words if not given.
         heads: of each block; all if not given.
@@ -130,6 +135,7 @@ def attention_maps(
         steps: of denoising, as in `Denoiser.sampling`; guidance likewise.
         budget: bytes that captured patterns may take; a quarter of the free memory if not given. Where they do not fit,
             the pipeline runs again for the next blocks.
+        **options: further arguments of the pipeline's call (`height`, `max_sequence_length` …).
 
     Raises:
         PairError: a word that does not occur exactly once in the prompt, or a number beyond it.
@@ -149,13 +155,13 @@ def attention_maps(
         for head in heads or ():
             model.check(replace(site, head=head))
     each = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    sampling = model.sampling(prompt, seeds=each, steps=steps, guidance=guidance)
+    sampling = model.sampling(prompt, seeds=each, steps=steps, guidance=guidance, **options)
     groups = _groups(model, sampling, sites, when, budget)
     tokens = [word_in_denoiser(model.pipeline, model.family, prompt, number) for number in numbers]
     found: dict[Site, Tensor] = {}
     pictures = None
     for group in groups:
-        run = denoise(model, sampling, (), group, when=when)
+        run = denoise(model, sampling, edits, group, when=when)
         pictures = run.images if pictures is None else pictures
         found |= {site: _words(model, run[site], site, sampling, tokens, heads) for site in group}
     assert pictures is not None
@@ -164,6 +170,7 @@ def attention_maps(
     record = provenance(
         experiment="attention maps of words", model=model.name, weights=model.weights_hash, prompt=prompt, part=part,
         blocks=[str(site.layer) for site in sites], heads=None if heads is None else list(heads), when=str(when),
+        edits=[str(edit) for edit in edits],
         seeds=list(each), steps=sampling.steps, guidance=sampling.guidance, runs=len(groups),
         scheduler=type(model.pipeline.scheduler).__name__, n_attempted=len(each), n_scored=len(each),
     )  # fmt: skip
@@ -243,7 +250,7 @@ def _resized(maps: Float[Tensor, "example word y x"], size: tuple[int, int]) -> 
     return interpolate(maps, size, mode="bicubic", align_corners=False).clamp(min=0)
 
 
-def _dataset(maps: np.ndarray, pictures: Tensor, prompt: str, numbers: list[int], blocks: list[str]):
+def _dataset(maps: np.ndarray, pictures: Tensor, prompt: str, numbers: list[int], blocks: list[str]) -> Dataset:
     import xarray as xr
 
     unit = {"unit": "share of a cell's attention"}

@@ -61,7 +61,9 @@ def norm(module, x):
 
 def rotated(x, cos, sin):
     a, b = x[..., ::2], x[..., 1::2]
-    return (x.float() * cos + torch.stack([-b, a], -1).flatten(-2).float() * sin).to(x.dtype)  # as diffusers, in float32
+    return (x.float() * cos + torch.stack([-b, a], -1).flatten(-2).float() * sin).to(
+        x.dtype
+    )  # as diffusers, in float32
 
 
 @contextmanager
