@@ -1,17 +1,19 @@
 """Do the shapes model's attention maps find the objects, and do the tokens that they point at matter?
 
-`python benchmarks/attention_maps.py OUT` writes the table of docs/diffusion.md and the picture of its maps. Two-object
+Prints the tables of docs/diffusion.md, and writes the numbers and the picture of one scene's maps. Two-object
 scenes; the masks are renders of the scenes, which neither the model nor the maps have seen.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
+from report import ROOT
 
 import interp
 from interp.interventions.edits import Knockout, When
@@ -109,8 +111,10 @@ def described(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ({float(low):.3f}–{float(high):.3f})"
 
 
-def main(out: Path) -> None:
-    """Measure, and write what the docs show."""
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")] = ROOT / "out" / "benchmarks",
+) -> None:
+    """Measure, print the tables, and draw one scene's maps."""
     torch.set_num_threads(1)
     scenes, model = scenes_of_two(N), interp.load("shapes")
     out.mkdir(parents=True, exist_ok=True)
@@ -132,4 +136,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    typer.run(main)

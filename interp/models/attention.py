@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ _MASKED = -5_000.0
 
 def unseen(attention: nn.Module) -> str | None:
     """Why the scores and pattern of a module cannot be seen; `None` if they can."""
-    processor = attention.processor
+    processor = cast(Any, attention).processor
     name, backend = type(processor).__name__, getattr(processor, "_attention_backend", None)
     if name not in SEEN:
         return f"its attention runs through {name}, and interp sees inside {', '.join(SEEN)}: set one of these there"
@@ -90,8 +90,8 @@ class _Sight(TorchFunctionMode):
 
     def __init__(self, module: nn.Module, watchers: Mapping[str, tuple[str, Watcher]], n_text: int) -> None:
         super().__init__()
-        self.processor = type(module.processor).__name__
-        self.heads, self.watchers, self.attentions = int(module.heads), watchers, 0
+        self.processor = type(cast(Any, module).processor).__name__
+        self.heads, self.watchers, self.attentions = int(cast(Any, module).heads), watchers, 0
         self.n_text = n_text if self.processor in TEXT_FIRST else 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

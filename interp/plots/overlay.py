@@ -70,19 +70,18 @@ def overlays(
     )  # fmt: skip
     grey = (255 - (255 - picture.mean(-1, keepdims=True)) * 0.4).round().astype(numpy.uint8).repeat(3, -1)
     for number in range(count):
-        at = {"row": number // columns + 1, "col": number % columns + 1}
-        figure.add_trace(graph_objects.Image(z=picture if number == 0 else grey, hoverinfo="skip"), **at)
+        row, column = number // columns + 1, number % columns + 1
+        ground = graph_objects.Image(z=picture if number == 0 else grey, hoverinfo="skip")
+        figure.add_trace(ground, row=row, col=column)
         if number:
             z = values[number - 1]
             dy, dx = height / z.shape[0], width / z.shape[1]  # pixel i covers i − 0.5 to i + 0.5
-            figure.add_trace(
-                graph_objects.Heatmap(
-                    z=z, x0=dx / 2 - 0.5, dx=dx, y0=dy / 2 - 0.5, dy=dy, zmin=0, zmax=float(z.max()) or 1.0,
-                    colorscale=_INK, showscale=False, name=heads[number],
-                    hovertemplate=f"%{{z:.4f}} {style.plain(unit)}<extra>{heads[number]}</extra>",
-                ),
-                **at,
+            heat = graph_objects.Heatmap(
+                z=z, x0=dx / 2 - 0.5, dx=dx, y0=dy / 2 - 0.5, dy=dy, zmin=0, zmax=float(z.max()) or 1.0,
+                colorscale=_INK, showscale=False, name=heads[number],
+                hovertemplate=f"%{{z:.4f}} {style.plain(unit)}<extra>{heads[number]}</extra>",
             )  # fmt: skip
+            figure.add_trace(heat, row=row, col=column)
     figure.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain")
     figure.update_yaxes(visible=False, range=[height - 0.5, -0.5], constrain="domain")
     total = inner[0] + 40

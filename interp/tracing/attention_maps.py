@@ -165,7 +165,7 @@ def attention_maps(
         pictures = run.images if pictures is None else pictures
         found |= {site: _words(model, run[site], site, sampling, tokens, heads) for site in group}
     assert pictures is not None
-    finest = max((tuple(x.shape[-2:]) for x in found.values()), key=lambda size: size[0] * size[1])
+    finest = max(((x.shape[-2], x.shape[-1]) for x in found.values()), key=lambda size: size[0] * size[1])
     maps = torch.stack([_resized(found[site], finest) for site in sites], 2).double().cpu().numpy()
     record = provenance(
         experiment="attention maps of words", model=model.name, weights=model.weights_hash, prompt=prompt, part=part,
