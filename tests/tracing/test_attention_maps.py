@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from models.denoisers import described
+from models.denoisers import described, options
 from models.pipelines import pipeline
 
 import interp
@@ -25,7 +25,7 @@ from interp.shapes.scene import CELLS, Object, Scene
 from interp.tracing import AttentionMaps, attention_maps
 
 PROMPT = "a red circle on a blue square"
-SETTINGS = dict(seeds=2, steps=2, guidance=4.0)
+SETTINGS = dict(seeds=[0, 1], steps=2, guidance=4.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,8 +37,8 @@ def one_thread():
 
 
 @cache
-def mapped(family: str = "sd") -> AttentionMaps:
-    return attention_maps(described(family), PROMPT, **SETTINGS, **({"guidance": 1.0} if family == "flux" else {}))
+def mapped() -> AttentionMaps:
+    return attention_maps(described("sd"), PROMPT, **SETTINGS)
 
 
 def test_a_map_is_the_mean_of_its_patterns():
@@ -60,7 +60,7 @@ def test_a_map_is_the_mean_of_its_patterns():
 def test_joint_attention_shares_with_cells(family, tokens):
     """The word's share of all that a cell looks at, cells of the picture included; every place that a word has."""
     model = described(family)
-    settings = SETTINGS | ({"guidance": 1.0} if family == "flux" else {})
+    settings = SETTINGS | options(family) | ({"guidance": 1.0} if family == "flux" else {})
     run = denoise(
         model, model.sampling(PROMPT, **settings), [], ["block.1.joint_pattern"], when=When(branch=Branch.COND)
     )
