@@ -204,9 +204,9 @@ def test_sweeps_are_plain_runs(place):
     variants = [
         [make(kind, address, rows=rows, when=When(steps=steps, branch=branch))]
         for make, _, _ in EDITS.values()
-        for rows, steps, branch in (([0], [2], COND), (None, [1, 2], None))
+        for rows, steps, branch in (([0], [1], COND), (None, [1, 2], None))
     ]
-    variants += [[Replace(site, source, when=When(steps=[step], branch=UNCOND))] for step in (0, 2)]
+    variants += [[Replace(site, source, when=When(steps=[step], branch=UNCOND))] for step in (0, 1)]
     variants += [[Replace(site, UnderPrompt(other), when=When(steps=[1], branch=COND), positions=[0, 7])]]
     variants += [[Replace(site, own)], [Scale(site, 1.0)], [Add(Site(f"{kind}_scores", address), 0.0)], []]
     plan = plan_sweep(model, what, variants, Weighted())
