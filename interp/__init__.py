@@ -35,6 +35,7 @@ _HOMES = {
     "patch": "interp.patching",
     "trace": "interp.tracing",
     "trace_image": "interp.tracing",
+    "attention_maps": "interp.tracing",
     "knockout": "interp.tracing",
     "Result": "interp.results",
     "InterpError": "interp.errors",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from interp.models.site import Site as Site
     from interp.patching import patch as patch
     from interp.results import Result as Result
+    from interp.tracing import attention_maps as attention_maps
     from interp.tracing import knockout as knockout
     from interp.tracing import trace as trace
     from interp.tracing import trace_image as trace_image

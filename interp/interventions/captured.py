@@ -13,7 +13,7 @@ from interp.errors import SiteError
 from interp.models.denoiser import Sampling
 from interp.models.guidance import Branch
 from interp.models.prompts import Prompts
-from interp.models.site import Site
+from interp.models.site import ATTENTION_PARTS, Site
 from interp.tasks.image_metrics import as_bytes
 
 
@@ -39,7 +39,7 @@ class Run:
         Raises:
             SiteError: the site was not captured.
         """
-        return _captured(self.activations, site, 2)
+        return _captured(self.activations, site)
 
     def last_logits(self) -> Float[Tensor, "batch d_vocab"]:
         """Logits at each prompt's last token."""
@@ -65,7 +65,7 @@ class DenoisingRun:
         steps: the steps at which activations were kept.
         branches: the branches that were kept.
         activations: the captured sites, after any edit made there: [step, branch, row, pos, …]; of the text encoders
-            [branch, row, pos, …].
+            [branch, row, pos, …]; scores and patterns [step, branch, row, head, query, key].
         partial: whether only some positions were kept.
     """
 
@@ -85,7 +85,7 @@ class DenoisingRun:
         Raises:
             SiteError: the site was not captured.
         """
-        return _captured(self.activations, site, -2)
+        return _captured(self.activations, site)
 
     def at(self, site: Site, step: int | None, branch: Branch) -> Float[Tensor, "row pos ..."]:
         """The activation at one step (`None` for a text encoder's) in one branch.
@@ -115,7 +115,7 @@ class DenoisingRun:
         return f"DenoisingRun({len(self.sampling)} rows × {len(self.timesteps)} steps; captured: {sites or 'nothing'})"
 
 
-def _captured(activations: Mapping[Site, Tensor], site: Site | str | tuple, head_axis: int) -> Tensor:
+def _captured(activations: Mapping[Site, Tensor], site: Site | str | tuple) -> Tensor:
     if isinstance(site, str):
         site = Site.parse(site)
     elif isinstance(site, tuple):
@@ -126,5 +126,4 @@ def _captured(activations: Mapping[Site, Tensor], site: Site | str | tuple, head
     if whole is None or site.head is None:
         have = ", ".join(map(str, activations)) or "none"
         raise SiteError(f"{site} was not captured in this run. Captured: {have}.")
-    axis = 1 if site.part in ("attn_scores", "attn_pattern") else head_axis
-    return whole.select(axis, site.head)
+    return whole.select(-3 if site.part in ATTENTION_PARTS else -2, site.head)

@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InterpError, ShapeError, SiteError, UnfiredError
+from interp.errors import InterpError, ShapeError, UnfiredError
 from interp.interventions.captured import DenoisingRun, Run
-from interp.interventions.edits import Ablate, Edit, Knockout, LiveRow, Positions, UnderPrompt, When
+from interp.interventions.edits import Ablate, Edit, LiveRow, Positions, UnderPrompt, When
 from interp.interventions.memory import free_bytes
-from interp.interventions.plan import Index, Ops, Plan, compile_variants, position_grid
+from interp.interventions.plan import Index, KeyAxis, Ops, Plan, compile_variants, position_grid
+from interp.models.attention import attending
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
 from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
 from interp.models.prompts import Prompts, from_token_lists
-from interp.models.site import Site
+from interp.models.site import ATTENTION_PARTS, Site
 from interp.models.tap import Tap
 
 _TEXT = -1
@@ -86,7 +87,7 @@ def denoise(
             and for cross-attention's keys and values).
         capture: sites, their names, or part names (every block); recorded after any edit made there.
         when: steps and branch to capture; all if not given.
-        positions: keep captures at these positions only.
+        positions: keep captures at these positions only (queries, for attention scores and patterns).
 
     Raises:
         InterpError: as `compile_variants`, before any denoising; an edit or capture in no pass of the run; captures
@@ -169,10 +170,6 @@ class Denoising:
     # -- what is refused ------------------------------------------------------------------------------
 
     def _check(self, edit: Edit) -> None:
-        if isinstance(edit, Knockout):
-            raise SiteError(
-                "Knockout cuts edges of a language model's attention; a denoiser's patterns are not served."
-            )
         site, when = self.model.check(edit.site), edit.when
         text = is_text(site)
         if when is not None and text and (when.steps, when.timesteps, when.sigmas) != (None, None, None):
@@ -233,6 +230,10 @@ class Denoising:
                 f"The source run at {site} has {kept}, this one {grids[1][0]}×{grids[1][1]}: positions would not "
                 "correspond."
             )
+        if site.part in ATTENTION_PARTS:
+            theirs, ours = (self.model.keys_of(site, sampling) for sampling in (source.sampling, self.base))
+            if theirs != ours:
+                raise ShapeError(f"The source run at {site} has {theirs} keys, this one {ours}.")
         if not is_text(site) and source.timesteps != self.schedule.timesteps:
             raise ShapeError(
                 f"The source run at {site} has other timesteps, so its steps do not correspond to this run's."
@@ -316,7 +317,10 @@ class Denoising:
 
     def _plan(self, site: Site, variants: Sequence[Sequence[Edit]], step: int, branch: Branch) -> Plan:
         resolved = [[self._resolved(edit, step, branch) for edit in edits] for edits in variants]
-        return compile_variants(self.model, self._cells(site, len(self.base)), resolved)
+        rows, keys = len(self.base), None
+        if site.part in ATTENTION_PARTS:
+            keys = KeyAxis(_cell_prompts(self.model.keys_of(site, self.base), rows, self.model.device))
+        return compile_variants(self.model, self._cells(site, rows), resolved, keys=keys)
 
     def _cells(self, site: Site, rows: int) -> Prompts:
         height, width = self.model.grid_of(site, self.base)
@@ -355,8 +359,8 @@ class Denoising:
             self._check_when(None, when)
         steps = [] if not sites else self.passes(when)
         branches = tuple(b for b in self._branches if when is None or when.branch in (None, b))
-        self._fits(sites, len(steps), len(branches))
         asked = {} if positions is None else {s: position_grid(self._cells(s, self.n_rows), positions) for s in sites}
+        self._fits(sites, len(steps), len(branches), asked)
         kept = Kept(sites, set(steps), branches, self.n_rows, {site.all_heads: at for site, at in asked.items()})
         clock = Clock(self, kept, serve, record)
         embeds = clock.encode()
@@ -366,19 +370,24 @@ class Denoising:
             clock.schedule.timesteps, clock.schedule.sigmas, tuple(steps), branches, kept.stacked(), bool(asked),
         )  # fmt: skip
 
-    def _fits(self, sites: Sequence[Site], steps: int, branches: int) -> None:
-        item = torch.finfo(self.model.dtype).bits // 8
+    def _fits(self, sites: Sequence[Site], steps: int, branches: int, asked: Mapping[Site, Tensor]) -> None:
         total = 0
         for site in sites:
-            height, width = self.model.grid_of(site, self.base)
-            heads = self.model.heads_of(site) or 1
-            passes = branches * (1 if is_text(site) else steps)
-            total += passes * self.n_rows * height * width * heads * self.model.width_of(site) * item
+            size = self.model.size_of(site, self.base) * item_bytes(self.model, site)
+            if site in asked:
+                height, width = self.model.grid_of(site, self.base)
+                size = size * asked[site].shape[1] // (height * width)
+            total += branches * (1 if is_text(site) else steps) * self.n_rows * size
+        inside = [s for s in {*sites, *self.sites()} if s.part in ATTENTION_PARTS]
+        at_once = max(map(len, self.layout.calls)) * len(self.sampling)  # scores and pattern, before and after edits
+        total += (
+            4 * at_once * max((self.model.size_of(s, self.base) * item_bytes(self.model, s) for s in inside), default=0)
+        )
         free = free_bytes(self.model.device)
         if total > free // 2:
             raise InterpError(
                 f"These captures take {total / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Capture fewer "
-                "steps (`when`) or sites."
+                "steps (`when`), sites or rows."
             )
 
     def acts(self, step: int, branch: Branch) -> bool:
@@ -419,11 +428,12 @@ class Kept:
         self.found: dict[tuple[Site, int, Branch], Tensor] = {}
 
     def keep(self, site: Site, step: int, branch: Branch, x: Tensor) -> None:
-        """Record one branch's rows [row, pos, …]."""
+        """Record one branch's rows [row, pos, …]; of attention [row, query, head, key]."""
         if site in self.sites and branch in self.branches and (step == _TEXT or step in self.steps):
             x = x[: self.rows]
             at = self.positions.get(site)
-            self.found[site, step, branch] = x.clone() if at is None else x[torch.arange(len(x))[:, None], at]
+            x = x.clone() if at is None else x[torch.arange(len(x))[:, None], at]
+            self.found[site, step, branch] = x.transpose(1, 2) if site.part in ATTENTION_PARTS else x
 
     def stacked(self) -> dict[Site, Tensor]:
         """[step, branch, row, pos, …] of each site asked for; of text encoders without the steps."""
@@ -434,7 +444,8 @@ class Kept:
         for site in self.asked:
             steps = _steps(site, self.steps)
             x = torch.stack([torch.stack([self.found[site.all_heads, s, b] for b in self.branches]) for s in steps])
-            x = x if site.head is None else x.select(-2, site.head)
+            if site.head is not None:
+                x = x.select(-3 if site.part in ATTENTION_PARTS else -2, site.head)
             out[site] = x[0] if is_text(site) else x
         return out
 
@@ -516,7 +527,10 @@ class Clock:
         if self.serve is not None or (self.record is not None and self.record.steps):
             wrapped |= {stage: self._stage(number) for number, stage in enumerate(model.stages)}
         with ExitStack() as stack:
-            stack.enter_context(tapped(self._watchers(), None))
+            inside, at_sides = self._watchers()
+            stack.enter_context(tapped(at_sides, None))
+            if inside:
+                stack.enter_context(attending(inside, model.tokens_of(self.rows.base)))
             stack.enter_context(replaced(wrapped))
             stack.enter_context(stepping(model.pipeline.scheduler, lambda x: x, self._next))
             images = model.pipeline(**arguments, return_dict=False)[0]
@@ -651,20 +665,24 @@ class Clock:
 
     # -- edits and captures ---------------------------------------------------------------------------
 
-    def _watchers(self) -> list[tuple[str, Tap, Watcher]]:
+    def _watchers(self) -> tuple[list[tuple[str, Tap, Watcher]], list[tuple[str, Tap, Watcher]]]:
+        """Watchers of what is inside an attention, and of what is met at a module's side."""
         sites = [site for site in dict.fromkeys([*self.rows.sites(), *self.kept.sites]) if not is_text(site)]
         serve = self.serve
         if serve is not None and serve.step == len(self.rows.schedule.timesteps) - 1:
             sites = [site for site in sites if not self._inside_served(site, serve.stage)]
         sites.sort(key=lambda site: site.part == "block_out")  # at a shared tap the update comes before its sum
-        watchers: list[tuple[str, Tap, Watcher]] = []
+        inside: list[tuple[str, Tap, Watcher]] = []
+        at_sides: list[tuple[str, Tap, Watcher]] = []
         for site in sites:
             tap = self.model.tap(site)
-            if site.part == "block_update":
-                watchers += self._update(site, tap)
+            if site.part in ATTENTION_PARTS:
+                inside.append((str(site), tap, lambda x, site=site: self._attention(site, x)))
+            elif site.part == "block_update":
+                at_sides += self._update(site, tap)
             else:
-                watchers.append((str(site), tap, lambda x, site=site: self.visit(site, x)))
-        return watchers
+                at_sides.append((str(site), tap, lambda x, site=site: self.visit(site, x)))
+        return inside, at_sides
 
     def _inside_served(self, site: Site, stage: int) -> bool:
         """Whether a site lies inside a block that is served, where the base run has been and no hook fires."""
@@ -683,6 +701,15 @@ class Clock:
             return None if update is None else x + (update - own)  # so that the same update changes no bit
 
         return [(str(site), replace(tap, side="input"), lambda x: before.append(x)), (str(site), tap, watch)]
+
+    def _attention(self, site: Site, x: Tensor) -> Tensor | None:
+        """Edit and keep [branch · row, head, query, key]."""
+        height, width = self.model.grid_of(site, self.rows.base)
+        expected = (self.model.heads_of(site), height * width, self.model.keys_of(site, self.rows.base))
+        if tuple(x.shape[1:]) != expected:
+            raise ShapeError(f"{site} is {list(x.shape[1:])} [head, query, key] where {list(expected)} was expected.")
+        new = self.visit(site, x.transpose(1, 2))
+        return None if new is None else new.transpose(1, 2)
 
     def visit(self, site: Site, x: Tensor) -> Tensor | None:
         """Edit and keep [branch · row, pos, …] of the current call; None if nothing changes."""
@@ -712,6 +739,12 @@ class Clock:
         groups = int(np.prod(x.shape[2:] if op.by_unit else x.shape[2:-1]))
         table = x.reshape(-1, 1) if op.by_unit else x.reshape(-1, x.shape[-1])
         return replace(op, operand=place * groups + op.group, table=table)
+
+
+def item_bytes(model: Denoiser, site: Site) -> int:
+    """Bytes of one number of a captured site: attention is seen in float32, or wider."""
+    wide = torch.promote_types(model.dtype, torch.float32) if site.part in ATTENTION_PARTS else model.dtype
+    return torch.finfo(wide).bits // 8
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.interventions.captured import DenoisingRun
-from interp.interventions.denoise import Denoising, Record, Schedule, Serving, is_text, others_of
+from interp.interventions.denoise import Denoising, Record, Schedule, Serving, is_text, item_bytes, others_of
 from interp.interventions.edits import Add, Edit, Replace, Scale, When
 from interp.interventions.memory import free_bytes
 from interp.interventions.plan import Index
@@ -33,7 +33,7 @@ from interp.interventions.schedule import Cost, Savings
 from interp.interventions.sweep_plan import SweepPlan
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.hooks import Forward, replaced
-from interp.models.site import Site
+from interp.models.site import ATTENTION_PARTS, Site
 from interp.tasks.image_metrics import ImageMetric
 
 MAX_ROWS = 64
@@ -140,7 +140,11 @@ def _planned(
     watched, when = _watched(whole, variants, budget // 4 if savings.skip_noops else 0)
     base = base_rows.run(watched, when, record=record)
     rows, skipped = _scheduled(whole, variants, base if watched else None, savings, record.steps)
-    at_once = max(1, min(MAX_ROWS if savings.batch else 1, budget // 2 // (8 * per_row * (1 + len(steady)))))
+    inside = [site for site in whole.sites() if site.part in ATTENTION_PARTS]
+    # Besides what blocks keep: scores and pattern of one attention at a time, before and after edits.
+    attention = 4 * branches * max((model.size_of(s, sampling) * item_bytes(model, s) for s in inside), default=0)
+    a_row = (8 * per_row + attention) * (1 + len(steady))
+    at_once = max(1, min(MAX_ROWS if savings.batch else 1, budget // 2 // a_row))
     parts = _parts(rows, at_once)
     n_steps, n_stages = len(whole.schedule.timesteps), len(counts)
     first = np.array([sum(counts[stage:]) for stage in range(n_stages + 1)], dtype=float)
@@ -153,7 +157,7 @@ def _planned(
         how += " The blocks' outputs do not fit into the budget, so rows enter at whole steps."
     cost = Cost(
         len(variants), len(sampling), len(rows.variant), skipped, len(parts), float(run.sum()), total,
-        len(entering) * n_base * per_row * keeps + 8 * at_once * per_row, how,
+        len(entering) * n_base * per_row * keeps + at_once * (8 * per_row + attention), how,
     )  # fmt: skip
     served = Served(record, base_rows, n_base)
     return DenoisingSweep(
@@ -304,6 +308,7 @@ def _changes(whole: Denoising, edit: Edit, example: int, step: int, base: Denois
         if not whole.schedule.admits(edit.when, step, branch):
             continue
         x = base.at(site, step, branch)
+        x = x.transpose(1, 2) if site.part in ATTENTION_PARTS else x
         for op in whole.compiled(edit, step, branch):
             chosen = op.select(op.example == example)
             if len(chosen) and not torch.equal(
@@ -326,11 +331,7 @@ def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) 
             if isinstance(edit, Replace | Add | Scale) and not others_of(edit) and not is_text(edit.site):
                 sites[edit.site.all_heads] = None
                 steps |= set(_steps(whole, edit))
-    item = torch.finfo(whole.model.dtype).bits // 8
-    size = 0
-    for site in sites:
-        height, width = whole.model.grid_of(site, whole.base)
-        size += height * width * whole.model.width_of(site) * (whole.model.heads_of(site) or 1) * item
+    size = sum(whole.model.size_of(site, whole.base) * item_bytes(whole.model, site) for site in sites)
     size *= len(steps) * whole.layout.branches * len(whole.base)
     return (list(sites) if 0 < size <= budget else []), When(steps=frozenset(steps))
 

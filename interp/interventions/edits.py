@@ -8,9 +8,9 @@ Common arguments:
     site: where (`interp.models.site`); `head=None` means every head.
     positions: token positions; an int, a list for every prompt, or a [batch, n] tensor with each prompt's
         own. Negative ones count from the prompt's end. `None`: all tokens of the prompt. For
-        `attn_scores` and `attn_pattern` these are query positions.
+        scores and patterns of an attention these are query positions.
     rows: indices of the prompts concerned; `None`: all.
-    units: indices on the last axis (neurons, for `mlp_act`); `None`: all.
+    units: indices on the last axis (neurons, for `mlp_act`; keys, for a denoiser's scores and patterns); `None`: all.
     when: passes of `generate` or of a denoising run that are concerned; `None`: every one.
 """
 
@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from interp.errors import SiteError
 from interp.interventions.captured import DenoisingRun, Run
 from interp.models.guidance import Branch
 from interp.models.site import Site
@@ -160,26 +161,40 @@ class Swap:
 class Knockout:
     """Cut attention edges: these queries no longer see these keys; the rest of the row is renormalised.
 
+    (For weights that are taken away without renormalising, scale the pattern: `Scale(site, 0.0, units=keys)`.)
+
     Args:
-        layer: the layer.
+        layer: the layer, or a denoiser's block.
         keys: key positions, like `positions` an int, a list, or a [batch, n] tensor. A query must keep at
             least one visible key. In `generate` new tokens may be named too, from (prompt length) on.
         positions: query positions; `None`: every query (in `generate`, every one that is read at the steps
             of `when`).
         head: a query head, `None` for all.
+        attention: which attention of a denoiser's block. Queries of each are cells; keys are cells of a self-attention,
+            tokens of a cross-attention, both (cells first) of a joint one. Keys that the model masks count as visible
+            here; a query that would see only such is found during the run.
+
+    Raises:
+        SiteError: a denoiser's block without `attention`, or a language model's layer with it.
     """
 
-    layer: int
+    layer: int | str
     keys: int | Sequence[int] | Tensor
     positions: Positions = None
     head: int | None = None
     rows: Sequence[int] | None = None
     when: When | None = None
+    attention: Literal["self", "cross", "joint"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layer, str) == (self.attention is None):
+            wants = "say which: 'self', 'cross' or 'joint'" if self.attention is None else "leave it out for a layer"
+            raise SiteError(f"Knockout at {self.layer!r} with attention={self.attention!r}: {wants}.")
 
     @property
     def site(self) -> Site:
         """The scores that the cut edges belong to."""
-        return Site("attn_scores", self.layer, self.head)
+        return Site(f"{self.attention or 'attn'}_scores", self.layer, self.head)
 
 
 Edit: TypeAlias = Replace | Add | Scale | Ablate | Swap | Knockout

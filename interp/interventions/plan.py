@@ -216,7 +216,7 @@ class _Checks:
         if key not in self._tables:
             table = make()
             # -inf is a legal attention score, and only there.
-            scores = site.part == "attn_scores"
+            scores = site.part.endswith("_scores")
             bad = torch.isnan(table).any() if scores else not torch.isfinite(table).all()
             if bad:
                 raise ShapeError(f"The value of the edit at {site} holds NaN or infinite numbers.")
@@ -249,7 +249,7 @@ def _resolve(
             value, keep = _ablation(prompts, edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
-    width = model.width_of(site) or keys.width
+    width = keys.width if site.part in ATTENTION_PARTS else cast(int, model.width_of(site))
     table, row_stride, slot_stride, head_stride, by_place = _table(
         model, prompts, site, value, edit, width, n_slots, checks
     )
@@ -270,7 +270,7 @@ def _resolve(
     basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
     live = isinstance(value, LiveRow)
     resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis, live=live)
-    return resolved if units is None else _by_unit(model, resolved, np.asarray(units), value, checks)
+    return resolved if units is None else _by_unit(model, resolved, np.asarray(units), width, value, checks)
 
 
 def _places(
@@ -441,6 +441,8 @@ def _ablation(base: Prompts, edit: Ablate, site: Site) -> Value:
 
 
 def _basis(model: LanguageModel | Denoiser, site: Site, basis: Tensor) -> Tensor:
+    if site.part in ATTENTION_PARTS:
+        raise SiteError(f"Swap at {site}: keys span no space; exchange whole rows, or single keys, with Replace.")
     width = model.width_of(site)
     if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] > basis.shape[0]:
         raise ShapeError(
@@ -454,11 +456,15 @@ def _basis(model: LanguageModel | Denoiser, site: Site, basis: Tensor) -> Tensor
 
 
 def _by_unit(
-    model: LanguageModel | Denoiser, whole: _Resolved, units: np.ndarray, value: Value, checks: _Checks
+    model: LanguageModel | Denoiser,
+    whole: _Resolved,
+    units: np.ndarray,
+    width: int,
+    value: Value,
+    checks: _Checks,
 ) -> _Resolved:
     """The same edit on single units of the last axis: groups are flat (head, unit) indices."""
-    width = model.width_of(whole.site)
-    if width is None:
+    if whole.site.part in ATTENTION_PARTS and isinstance(model, LanguageModel):
         raise SiteError(f"{whole.site} has keys, not units; edit whole rows, or cut edges with Knockout.")
     if units.min() < 0 or units.max() >= width:
         raise InterpError(
@@ -485,7 +491,9 @@ def _resolve_knockout(model: LanguageModel | Denoiser, prompts: Prompts, edit: K
     key_example, key, _, _ = _places(keys.prompts, edit.keys, edit.rows, site, beyond=keys.new)
     cut = np.zeros((len(prompts), keys.width), dtype=bool)
     cut[key_example, key] = True
-    visible = np.arange(keys.width)[None, :] <= position[:, None]
+    visible = np.ones((len(position), keys.width), dtype=bool)
+    if isinstance(model, LanguageModel):
+        visible &= np.arange(keys.width)[None, :] <= position[:, None]
     blind = ~(visible & ~cut[example]).any(1)
     if blind.any():
         query = int(position[blind][0])

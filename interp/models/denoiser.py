@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import InterpError, LoadError, PairError, SiteError, UnfiredError, nearest
+from interp.models.attention import unseen
 from interp.models.guidance import UNGUIDED, Branch, Guidance, measure
 from interp.models.hooks import Watcher, tapped
 from interp.models.pipelines import PipelineFamily, check_words, encode, family_of
-from interp.models.site import BLOCK_PARTS, DENOISER_PARTS, Site
+from interp.models.site import ATTENTION_PARTS, BLOCK_PARTS, DENOISER_PARTS, Site
 from interp.models.tap import Tap
 
 
@@ -271,7 +272,8 @@ class Denoiser:
         """The site, if this model has it.
 
         Raises:
-            SiteError: no such block, part or head; a part of a block that holds several transformer blocks.
+            SiteError: no such block, part or head; a part of a block that holds several transformer blocks; scores or a
+                pattern of an attention that cannot be seen (`interp.models.attention`).
         """
         site = Site.parse(site) if isinstance(site, str) else site
         if site.layer is None:
@@ -295,6 +297,8 @@ class Denoiser:
         heads = block.taps[site.part].heads
         if site.head is not None and heads is not None and not 0 <= site.head < heads:
             raise SiteError(f"{site}: {heads} heads there, numbered 0 to {heads - 1}.")
+        if site.part in ATTENTION_PARTS and (reason := unseen(block.taps[site.part].module)):
+            raise SiteError(f"{site}: {reason}.")
         return site
 
     def tap(self, site: Site) -> Tap:
@@ -317,15 +321,35 @@ class Denoiser:
         return self.tap(site).heads
 
     def width_of(self, site: Site) -> int:
-        """Size of a site's last axis: channels, or a head's width."""
+        """Size of a site's last axis: channels, or a head's width (not of scores and patterns: see `keys_of`)."""
         return self.widths[site.all_heads]
 
+    def size_of(self, site: Site, sampling: Sampling) -> int:
+        """Numbers that a site has in one pass of one row."""
+        height, width = self.grid_of(site, sampling)
+        last = self.keys_of(site, sampling) if site.part in ATTENTION_PARTS else self.width_of(site)
+        return height * width * (self.heads_of(site) or 1) * last
+
+    def keys_of(self, site: Site, sampling: Sampling) -> int:
+        """Keys of an attention: cells, tokens, or (of a joint one) cells and then tokens."""
+        if site.part.startswith("cross"):
+            return self.tokens_of(sampling)
+        height, width = self.grid_of(site, sampling)
+        return height * width
+
+    def tokens_of(self, sampling: Sampling) -> int:
+        """Tokens that the denoiser reads, padding included; 0 for a class-conditional pipeline."""
+        return self._tokens(sampling).get(None, 0)
+
     def grid_of(self, site: Site, sampling: Sampling) -> tuple[int, int]:
-        """(rows, columns) of the cells that a site's positions count, row by row; (1, n) for tokens."""
+        """(rows, columns) of the cells that a site's positions count, row by row; (1, n) where some are tokens."""
         if site in self.text:
             return 1, self._tokens(sampling)[site]
         if site.part in ("cross_k", "cross_v"):
-            return 1, self._tokens(sampling)[None]
+            return 1, self.tokens_of(sampling)
+        if site.part in ("joint_scores", "joint_pattern"):
+            height, width = self.grid_of(Site("block_out", site.layer), sampling)
+            return 1, height * width + self.tokens_of(sampling)
         if site.part == "time_embed":
             return 1, 1
         height, width = self.latent_size(sampling)
@@ -462,7 +486,7 @@ def transformer_blocks(network: Any, image_item: int) -> tuple[dict[str, Block],
     stages: list[nn.Module] = []
     for kind, modules in (("block", "transformer_blocks"), ("single", "single_transformer_blocks")):
         for i, module in enumerate(getattr(network, modules, None) or []):
-            taps = transformer_taps(module) if kind == "block" else {}
+            taps = transformer_taps(module) if kind == "block" else attention_taps("joint", cast(Any, module).attn)
             taps["block_out"] = Tap(module, "output", item=image_item)
             blocks[f"{kind}.{i}"] = Block(taps, 0, module)
             stages.append(module)
@@ -474,6 +498,7 @@ def transformer_taps(block: Any) -> dict[str, Tap]:
     taps: dict[str, Tap] = {}
     if (joint := getattr(block, "attn", None)) is not None:
         taps["joint_attn_out"] = Tap(joint, "output")
+        taps |= attention_taps("joint", joint)
     for attribute in ("attn1", "attn2"):
         attention = getattr(block, attribute, None)
         if attention is None:
@@ -487,9 +512,18 @@ def transformer_taps(block: Any) -> dict[str, Tap]:
         for what in "qkv":
             taps[f"{kind}_{what}"] = Tap(getattr(attention, f"to_{what}"), "output", heads=heads)
         taps[f"{kind}_z"] = Tap(attention.to_out[0], "input", heads=heads)
+        taps |= attention_taps(kind, attention)
     if (feed_forward := getattr(block, "ff", None)) is not None:
         taps["ff_out"] = Tap(feed_forward, "output")
     return taps
+
+
+def attention_taps(kind: str, attention: Any) -> dict[str, Tap]:
+    """The scores and the pattern of an attention."""
+    return {
+        f"{kind}_scores": Tap(attention, "scores", heads=attention.heads),
+        f"{kind}_pattern": Tap(attention, "pattern", heads=attention.heads),
+    }
 
 
 def text_taps(pipeline: Any, family: PipelineFamily) -> dict[Site, Tap]:
@@ -595,13 +629,21 @@ def _measured(model: Denoiser) -> Denoiser:
     with suppress(UnfiredError), tapped(_watch_shapes(model.text, shapes), 1, first=True):
         embeds = model.embeddings(sampling, Branch.COND)
     own = [Site("latents"), Site("prediction"), *([] if model.time_embed is None else [Site("time_embed")])]
-    inner = [Site(part, address) for address, block in model.blocks.items() for part in block.taps]
+    inner = [
+        Site(part, address)
+        for address, block in model.blocks.items()
+        for part in block.taps
+        if part not in ATTENTION_PARTS
+    ]
     taps = {site: model.tap(site) for site in [*own, *inner]}
     with torch.no_grad(), suppress(UnfiredError), tapped(_watch_shapes(taps, shapes), 1):
         model.pipeline(**model.arguments(sampling, embeds))
     for address, block in model.blocks.items():
-        for part in [part for part in block.taps if Site(part, address) not in shapes]:
+        for part in [part for part in block.taps if part not in ATTENTION_PARTS and Site(part, address) not in shapes]:
             del block.taps[part]
+            if part.endswith("_attn_out"):  # the whole module is never called
+                for inside in ("scores", "pattern"):
+                    del block.taps[part.replace("attn_out", inside)]
     text = {site: tap for site, tap in model.text.items() if site in shapes}
     return replace(model, text=text, widths={site: shape[-1] for site, shape in shapes.items()})
 

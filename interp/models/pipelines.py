@@ -31,6 +31,8 @@ class PipelineFamily:
         default_negative: the prompt that stands for none; `None`: no such branch without a negative prompt.
         whole_numbers: prompts are class labels.
         image_item: index of the image stream among the outputs of a transformer block.
+        reads: the encoders whose tokens the denoiser attends to, one's after the other's (others add channels to the
+            same tokens, or a pooled vector).
     """
 
     denoiser: str
@@ -42,6 +44,7 @@ class PipelineFamily:
     default_negative: str | None = ""
     whole_numbers: bool = False
     image_item: int = 0
+    reads: tuple[int, ...] = (0,)
 
 
 _CLIP = ("text_encoder", "tokenizer")
@@ -66,11 +69,11 @@ FAMILIES: dict[str, PipelineFamily] = {
         "transformer", (_CLIP, _CLIP2, ("text_encoder_3", "tokenizer_3")),
         ((0, "prompt_embeds"), (2, "pooled_prompt_embeds")),
         encoding={"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
-        image_item=1,
+        image_item=1, reads=(0, 2),
     ),
     "FluxPipeline": PipelineFamily(
         "transformer", (_CLIP, _CLIP2), ((0, "prompt_embeds"), (1, "pooled_prompt_embeds")),
-        encoding={"prompt_2": None}, guidance="true_cfg_scale", default_negative=None, image_item=1,
+        encoding={"prompt_2": None}, guidance="true_cfg_scale", default_negative=None, image_item=1, reads=(1,),
     ),
 }  # fmt: skip
 
@@ -125,3 +128,24 @@ def check_words(pipeline: Any, family: PipelineFamily, prompts: Sequence[str], e
             if unknown is not None and unknown in ids and unknown not in special:
                 words = [word for word in prompt.split() if unknown in tokenizer(word).input_ids]
                 raise PairError(f"{prompt!r}: {attribute} knows no word {', '.join(map(repr, words))}.")
+
+
+def tokens_of_word(tokenizer: Any, prompt: str, word: int) -> list[int]:
+    """Positions of the tokens of a prompt's n-th word, as white space parts them."""
+    words = prompt.split()
+    before, through = (len(tokenizer(" ".join(words[:n])).input_ids) for n in (word, word + 1))
+    special = len(tokenizer("").input_ids) if word == 0 else 0
+    closing = 1 if tokenizer(prompt).input_ids[-1] == tokenizer.eos_token_id else 0
+    first = before - closing if word else special - closing
+    return list(range(first, through - closing))
+
+
+def word_in_denoiser(pipeline: Any, family: PipelineFamily, prompt: str, word: int) -> list[int]:
+    """Positions of a word among the tokens that the denoiser attends to: every encoder's that it reads."""
+    found, start = [], 0
+    for number in family.reads:
+        tokenizer = getattr(pipeline, family.encoders[number][1], None)
+        if tokenizer is not None:
+            found += [start + position for position in tokens_of_word(tokenizer, prompt, word)]
+            start += tokenizer.model_max_length
+    return found

@@ -33,11 +33,15 @@ of Flux's single-stream blocks. Positions are spatial cells, row by row:
 | `self_attn_out` `cross_attn_out` `ff_out` | what each returns, before any gate of adaptive norms | batch pos channel |
 | `joint_attn_out` | the image half of what a joint attention (SD3, Flux) returns | batch pos channel |
 | `self_q` `self_k` `self_v` `self_z`, `cross_q` … `cross_z` | of the two attentions | batch pos head d_head |
+| `self_scores` `cross_scores` `joint_scores` | scaled, masked scores of an attention | batch head query key |
+| `self_pattern` `cross_pattern` `joint_pattern` | its weights after the softmax | batch head query key |
 | `skip` | the tensor that `"up.i.j"` takes over from the down path | batch pos channel |
 | `prediction` | output of the denoiser (ε, v or velocity), before guidance | batch pos channel |
 
-Positions of `cross_k` and `cross_v` are tokens. A pipeline's text encoders have the language model's parts at the
-addresses `"text.3"` (`"text2.3"`, `"text3.3"`), `"text"` for `embed` and `final_norm`.
+Positions of `cross_k` and `cross_v` are tokens, as are the keys of a cross-attention; queries are cells. In a joint
+attention queries and keys are the cells of the picture, then the tokens of the prompt. A pipeline's text encoders have
+the language model's parts at the addresses `"text.3"` (`"text2.3"`, `"text3.3"`), and `"text"` for `embed` and
+`final_norm`.
 """
 
 from __future__ import annotations
@@ -56,12 +60,14 @@ LAYER_PARTS = (
 
 PARTS = ("embed", *LAYER_PARTS, "final_norm", "logits")
 HEAD_PARTS = frozenset({"q", "k", "v", "z", "attn_scores", "attn_pattern", "head_result"})
-ATTENTION_PARTS = frozenset({"attn_scores", "attn_pattern"})
-
+ATTENTION_MAPS = tuple(f"{kind}_{what}" for kind in ("self", "cross", "joint") for what in ("scores", "pattern"))
+"""What a denoiser's attentions compute inside."""
+ATTENTION_PARTS = frozenset({"attn_scores", "attn_pattern", *ATTENTION_MAPS})
+"""The parts of [batch, head, query, key], in either kind of model."""
 ATTENTION_PROJECTIONS = tuple(f"{kind}_{what}" for kind in ("self", "cross") for what in "qkvz")
 BLOCK_PARTS = (
     "resnet_out", "self_attn_out", "cross_attn_out", "joint_attn_out", "ff_out", "block_update", "block_out", "skip",
-    *ATTENTION_PROJECTIONS,
+    *ATTENTION_PROJECTIONS, *ATTENTION_MAPS,
 )  # fmt: skip
 """The parts of a denoiser's block."""
 DENOISER_PARTS = ("latents", "time_embed", *BLOCK_PARTS, "prediction")
@@ -113,8 +119,8 @@ class Site:
         part: one of `PARTS`, or of `DENOISER_PARTS`.
         layer: counted from 0, or a block address; `None` for `embed`, `final_norm`, `logits` of a language model and
             for `latents`, `time_embed`, `prediction` of a denoiser.
-        head: query head (`q`, `z`, `attn_scores`, `attn_pattern`, `head_result`) or key/value head
-            (`k`, `v`); `None` means all heads.
+        head: query head (`q`, `z`, `head_result`, scores and patterns) or key/value head (`k`, `v`); `None` means all
+            heads.
 
     Raises:
         SiteError: an unknown part, a layer where there is none (or none where one is needed), an address that is
@@ -136,10 +142,8 @@ class Site:
         elif self.part in PARTS and (self.layer is None) == (self.part in LAYER_PARTS):
             wants = "needs a layer" if self.part in LAYER_PARTS else "belongs to no layer"
             raise SiteError(f"Part {self.part!r} {wants}; got layer={self.layer}.")
-        if self.head is not None and self.part not in HEAD_PARTS and self.part not in ATTENTION_PROJECTIONS:
-            having = [
-                p for p in (*LAYER_PARTS, *ATTENTION_PROJECTIONS) if p in HEAD_PARTS or p in ATTENTION_PROJECTIONS
-            ]
+        having = (*(p for p in LAYER_PARTS if p in HEAD_PARTS), *ATTENTION_PROJECTIONS, *ATTENTION_MAPS)
+        if self.head is not None and self.part not in having:
             raise SiteError(
                 f"Part {self.part!r} has no heads; got head={self.head}. Parts with heads: {', '.join(having)}."
             )

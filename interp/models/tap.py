@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Side = Literal["input", "shared_input", "output"]
+Side = Literal["input", "shared_input", "output", "scores", "pattern"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +23,8 @@ class Tap:
         module: the module at which it passes.
         side: `"input"` (first argument), `"output"` (the tensor, or the first of a tuple), or
             `"shared_input"`: an input that the caller keeps and adds again later, as a block does with
-            the residual stream; an edit must reach both uses.
+            the residual stream; an edit must reach both uses. `"scores"` and `"pattern"` are no side: they exist
+            inside an attention while it computes (`interp.models.attention`).
         start: the first column of the last axis.
         width: number of columns, `None` for all.
         heads: number of heads into which these columns are split, `None` for no split.

@@ -39,6 +39,7 @@ from interp.interventions.schedule import Savings
 from interp.interventions.sweep import plan_sweep
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
+from interp.models.pipelines import tokens_of_word
 from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
@@ -225,23 +226,13 @@ def _noise(model: Denoiser, clean: Sampling, word: int, sigma: float | None, see
     """Noise on the embedding of one word, another draw for every row."""
     site = model.check(Site("embed", "text"))
     _, tokenizer = model.family.encoders[0]
-    positions = _positions(getattr(model.pipeline, tokenizer), str(clean.prompts[0]), word)
+    positions = tokens_of_word(getattr(model.pipeline, tokenizer), str(clean.prompts[0]), word)
     if sigma is None:
         weight = next(model.tap(site).module.parameters())
         sigma = 3 * float(weight.float().std())
     generator = torch.Generator().manual_seed(seed)
     value = sigma * torch.randn(len(clean), len(positions), model.width_of(site), generator=generator)
     return Add(site, value.to(model.device, model.dtype), positions=positions, when=When(branch=Branch.COND))
-
-
-def _positions(tokenizer: Any, prompt: str, word: int) -> list[int]:
-    """Token positions of the n-th word of a prompt."""
-    words = prompt.split()
-    before, through = (len(tokenizer(" ".join(words[:n])).input_ids) for n in (word, word + 1))
-    special = len(tokenizer("").input_ids) if word == 0 else 0
-    closing = 1 if tokenizer(prompt).input_ids[-1] == tokenizer.eos_token_id else 0
-    first = before - closing if word else special - closing
-    return list(range(first, through - closing))
 
 
 def _judged(attribute: str, clean: Tensor, corrupted: Tensor) -> list[ImageMetric]:

@@ -18,7 +18,7 @@ from interp.interventions.edits import Ablate, Add, Knockout, Replace, Scale, Sw
 from interp.interventions.run import run
 from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
-from interp.models.site import Site
+from interp.models.site import ATTENTION_PARTS, Site
 
 COND, UNCOND = Branch.COND, Branch.UNCOND
 TEXTUAL = [family for family in FAMILIES if family != "dit"]
@@ -87,8 +87,8 @@ class TestIdentities:
         for k, part in enumerate(parts):
             if guided or k % 3 == 0:
                 cases.append([Replace(firsts[part], ours)])
-                # R Rᵀ (x − x) is exactly nothing
-                cases.append([Swap(parts[part], ours, basis_of(model.width_of(parts[part])))])
+                if part not in ATTENTION_PARTS:  # R Rᵀ (x − x) is exactly nothing
+                    cases.append([Swap(parts[part], ours, basis_of(model.width_of(parts[part])))])
                 cases.append([Replace(parts[part], ours, units=[0, 2], positions=0, rows=[1])])
         for edits in cases:
             assert torch.equal(denoise(model, ours.sampling, edits).images, ours.images), edits
@@ -662,7 +662,7 @@ EDITS = {
     "no timestep": ([Scale(SITE, 0.0, when=When(timesteps=(600.0, 700.0)))], InterpError, "is in no pass.*timesteps 501 to 1"),
     "no sigma": ([Scale(SITE, 0.0, when=When(sigmas=(50.0, 60.0)))], InterpError, "is in no pass.*σ/α 1.62"),
     "no pass of both": ([Scale(SITE, 0.0, when=When(steps=[0], timesteps=(0.0, 10.0)))], InterpError, "is in no pass"),
-    "knockout": ([Knockout(1, keys=0)], SiteError, "Knockout cuts edges of a language model"),
+    "knockout": ([Knockout(1, keys=0)], SiteError, "no block '1'"),
     "a block": ([Scale(Site("ff_out", "up.1.9"), 0.0)], SiteError, r"no block 'up.1.9'. Did you mean 'up.1"),
     "a part": ([Scale(Site("ff_out", "down.2.0"), 0.0)], SiteError, "no 'ff_out' at 'down.2.0'. It has: resnet_out"),
     "a head": ([Scale(Site("self_z", "mid.0", 2), 0.0)], SiteError, "2 heads there, numbered 0 to 1"),

@@ -16,7 +16,7 @@ from interp.interventions.run import run
 from interp.models.denoiser import Denoiser, Sampling, describe_pipeline
 from interp.models.guidance import Branch
 from interp.models.load import load
-from interp.models.site import Site
+from interp.models.site import ATTENTION_PARTS, Site
 
 COND, UNCOND = Branch.COND, Branch.UNCOND
 
@@ -79,7 +79,10 @@ def test_every_site_has_the_shape_it_claims(family):
     for site, x in found.activations.items():
         height, width = model.grid_of(site, found.sampling)
         heads = model.heads_of(site)
-        tail = [height * width, *([] if heads is None else [heads]), model.width_of(site)]
+        if site.part in ATTENTION_PARTS:
+            tail = [heads, height * width, model.keys_of(site, found.sampling)]
+        else:
+            tail = [height * width, *([] if heads is None else [heads]), model.width_of(site)]
         lead = [1, 1] if str(site.layer).startswith("text") else [len(found.timesteps), 1, 1]
         assert list(x.shape) == [*lead, *tail], site
         assert x.isfinite().all()

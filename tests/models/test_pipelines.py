@@ -25,6 +25,8 @@ from models.pipelines import (
     tokenizer,
 )
 
+from interp.models.pipelines import family_of, tokens_of_word, word_in_denoiser
+
 SIDES = dict.fromkeys(FAMILIES, (16, 24)) | {"dit": (16, 16)}
 INSIDE = (
     "Attention",
@@ -246,3 +248,23 @@ class TestTokenizer:
     def test_knows_its_words(self):
         assert len(set(WORDS)) == len(WORDS)
         assert tokenizer().convert_tokens_to_ids("circle") == 4 + WORDS.index("circle")
+
+
+@pytest.mark.parametrize(("word", "text"), [(0, "a"), (1, "red"), (2, "circle"), (5, "blue")])
+@pytest.mark.parametrize("style", ["clip", "t5"])
+def test_the_tokens_of_a_word(style, word, text):
+    words = tokenizer(style)
+    ids = words(PROMPTS[0]).input_ids
+    assert [words.decode([ids[i]]).strip() for i in tokens_of_word(words, PROMPTS[0], word)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"), [("sd", [2]), ("sdxl", [2]), ("pixart", [1]), ("sd3", [2, CLIP_LENGTH + 1]), ("flux", [1])]
+)
+def test_a_word_among_the_tokens_that_the_denoiser_reads(family, expected):
+    """A beginning precedes the words of CLIP, nothing those of T5; SD3's T5 comes behind its CLIPs."""
+    pipe = made(family)
+    assert word_in_denoiser(pipe, family_of(pipe), PROMPTS[0], 1) == expected
+    if family == "sd3":
+        without = pipeline("sd3", t5=False)
+        assert word_in_denoiser(without, family_of(without), PROMPTS[0], 1) == [2]

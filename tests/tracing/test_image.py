@@ -14,7 +14,6 @@ from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
 from interp.results import Result
 from interp.tracing import ImageTraceResult, trace, trace_image
-from interp.tracing.image import _positions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,11 +155,3 @@ def test_a_picture_needs_an_attribute_and_a_text_does_not_take_one():
         trace(load(), PROMPT)
     with pytest.raises(PairError, match="stand in place"):
         trace_image(load(), "two stars on a square", attribute="stars", metrics=[], seeds=1, steps=2)
-
-
-@pytest.mark.parametrize(("word", "text"), [(0, "a"), (1, "red"), (2, "circle"), (5, "blue")])
-def test_the_tokens_of_a_word(word, text):
-    model = load()
-    tokenizer = model.pipeline.tokenizer
-    ids = tokenizer(PROMPT).input_ids
-    assert [tokenizer.decode([ids[i]]).strip() for i in _positions(tokenizer, PROMPT, word)] == [text]
