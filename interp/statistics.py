@@ -84,9 +84,7 @@ def bootstrap_interval(
     return low.reshape(shape), high.reshape(shape)
 
 
-def mean_effect(
-    effect: Any, seed: int = 0
-) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+def mean_effect(effect: Any, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """Of a grid of effects `[..., example]`: the mean, its 95 % interval (low, high), and adjusted p.
 
     The interval is `bootstrap_interval`'s, p is `sign_flip_p` corrected over the whole grid by `holm`. A cell without

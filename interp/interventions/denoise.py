@@ -615,8 +615,9 @@ class Clock:
                 x = x[state.to(x.device)]
                 args, kwargs = ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
             found: list[tuple[Group, Any]] = []
-            for self.group in self._groups(branches):
-                found.append((self.group, self._computed(forward, args, kwargs, self.group, len(branches))))
+            for group in self._groups(branches):
+                self.group = group
+                found.append((group, self._computed(forward, args, kwargs, group, len(branches))))
             output = self._assembled(found, len(branches))
             self._recorded(-1, output)
             return output
@@ -754,9 +755,7 @@ class Clock:
             branches = tuple(calls[self.call][b] for b in group.branches)
         return self._visit(site, x, self.step, branches, group)
 
-    def _visit(
-        self, site: Site, x: Tensor, step: int, branches: tuple[Branch, ...], group: Group
-    ) -> Tensor | None:
+    def _visit(self, site: Site, x: Tensor, step: int, branches: tuple[Branch, ...], group: Group) -> Tensor | None:
         out, changed = [], False
         parts = x.split([len(rows) for rows in group.lines])
         for branch, part, line_of in zip(branches, parts, group.line_of, strict=True):

@@ -97,7 +97,9 @@ class ExchangeGrid:
             having = list(model.sites(part))
         sites = having if blocks is None else [model.check(Site(part, address)) for address in blocks]
         if text and len({str(site.layer).split(".")[0] for site in sites}) > 1:
-            raise SiteError(f"{list(map(str, sites))} belong to several text encoders, whose tokens differ; name one's.")
+            raise SiteError(
+                f"{list(map(str, sites))} belong to several text encoders, whose tokens differ; name one's."
+            )
         lone = not text and part not in BLOCK_PARTS
         default = ("block", "pos") if text else ("window",) if lone else ("block", "window")
         heads = {model.heads_of(site) or 0 for site in sites}
@@ -272,7 +274,9 @@ def _windows(steps: int, window: int | Sequence[range] | None, stride: int | Non
     if isinstance(window, Sequence):
         window = [window] if isinstance(window, range) else window
         if not window or any(not steps_of or steps_of[0] < 0 or steps_of[-1] >= steps for steps_of in window):
-            raise InterpError(f"Windows {list(window)} of a run of {steps} steps: at least one, within 0 to {steps - 1}.")
+            raise InterpError(
+                f"Windows {list(window)} of a run of {steps} steps: at least one, within 0 to {steps - 1}."
+            )
         return tuple(window)
     window = max(1, steps // 2) if window is None else window
     if not 1 <= window <= steps:

@@ -241,6 +241,8 @@ def patch(
         given = {"metric": None if metric == "logit_difference" else metric, "layers": layers, "units": units}
         if foreign := [name for name, value in {**given, "positions": positions}.items() if value is not None]:
             raise InterpError(f"{', '.join(foreign)}: only patching of texts has such a setting.")
+        if isinstance(task, Task | PromptPair):
+            raise PairError("These pairs ask for words, and a pipeline answers with pictures: see interp.tasks.swaps.")
         return patch_pictures(
             model, task, part or "cross_attn_out", over=over, direction=direction, window=window, exact=exact,
             budget=budget, progress=progress, checkpoint=checkpoint, seed=seed, **settings,

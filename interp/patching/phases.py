@@ -1,4 +1,4 @@
-"""When is what decided? The prompt swapped in an early, a middle or a late part of the denoising, attribute by attribute.
+"""When is what decided? The prompt swapped in an early, a middle or a late part of the denoising, by attribute.
 
 The whole conditional prediction of a window of steps is that of the other prompt, in the state at hand: patching of
 `prediction`, state-matched. What the picture then shows of the swapped attribute says whether these steps decided it.
@@ -36,10 +36,10 @@ class PhasesResult(Result):
     """When each attribute is decided.
 
     `.data` holds, [network, factor, window, pair]: `probability`, the judge's for the value that the window's prompt
-    asks for, and `logit_difference` to the other prompt's value (nats); of both `…_without` [network, factor, pair], with no
-    window swapped, and `…_throughout`, with all steps swapped; and `effect`, `low`, `high`
-    [network, factor, window]: the mean over pairs of the change of probability, with its 95 % bootstrap interval. `network`
-    is the model and, if there is one, the control.
+    asks for, and `logit_difference` to the other prompt's value (nats); of both `…_without` and `…_throughout`
+    [network, factor, pair], with no step and with all steps swapped; and `effect`, `low`, `high`
+    [network, factor, window]: the mean over pairs of the change of probability, with its 95 % bootstrap interval.
+    `network` is the model and, if there is one, the control.
     """
 
     @property
@@ -62,15 +62,20 @@ class PhasesResult(Result):
             flat = changed.values.reshape(changed.sizes["window"], -1)
             low, high = bootstrap_interval(flat, seed=self.provenance["seed"])
             named = {"effect": flat.mean(-1), "low": low, "high": high}
-            lines["control, all attributes"] = xr.Dataset({name: ("window", x) for name, x in named.items()}, data[["window"]].coords)
+            lines["control, all attributes"] = xr.Dataset(
+                {name: ("window", x) for name, x in named.items()}, data[["window"]].coords
+            )
         stacked = xr.concat(
             [line[["effect", "low", "high"]].drop_vars("steps", errors="ignore") for line in lines.values()],
             xr.Variable("attribute", list(lines)), coords="minimal", compat="override",
         )  # fmt: skip
-        labels = [f"{name}: steps {steps}" for name, steps in zip(data["window"].values, data["steps"].values, strict=True)]
+        labels = [
+            f"{name}: steps {steps}" for name, steps in zip(data["window"].values, data["steps"].values, strict=True)
+        ]
         return curves(
             stacked["effect"], x="window", line="attribute", title=self.title, quantity="gain of the swapped value",
-            unit="probability", low=stacked["low"], high=stacked["high"], x_labels=labels, x_title="steps with the other prompt",
+            unit="probability", low=stacked["low"], high=stacked["high"], x_labels=labels,
+            x_title="steps with the other prompt",
         )  # fmt: skip
 
     def summary(self) -> str:
@@ -133,7 +138,10 @@ def phases(
     networks = [model, *([] if control is None else [control])]
     tasks = [swaps(n, factor, seed) for factor in factors]
     # The run without a swap and the swap in all steps are the two ends of the same sweep.
-    found = [[_measured(network, task, [*spans, range(count)], steps, guidance, budget, progress, seed) for task in tasks] for network in networks]
+    found = [
+        [_measured(network, task, [*spans, range(count)], steps, guidance, budget, progress, seed) for task in tasks]
+        for network in networks
+    ]
     values = np.array([[[each[m] for m in ("probability", "logit_difference")] for each in row] for row in found])
     inner, whole = values[:, :, :, 1:-1], values[:, :, :, -1]
     without = values[:, :, :, 0]

@@ -1,7 +1,8 @@
 """Activation patching of pictures: which states of a denoiser, and when, carry an attribute from prompt to prompt?
 
-`interp.patch` on a pipeline. For every cell of a grid (block × window of steps, and heads or groups of channels; layer ×
-token in a text encoder) the run under one prompt of a pair takes the values it has under the other, from the same noise:
+`interp.patch` on a pipeline. For every cell of a grid (block × window of steps, and heads or groups of channels; layer
+× token in a text encoder) the run under one prompt of a pair takes values of the run under the other, which starts from
+the same noise:
 
 - *denoising* edits the corrupted run with clean values, *noising* the clean run with corrupted ones, as for text;
 - `matching="state"`: what the place would have in this very x_t under the other prompt; `"trajectory"`: what the other
@@ -34,7 +35,7 @@ from interp.tasks.swaps import PicturePair, PictureTask, swap_metrics
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from xarray import DataArray, Dataset
+    from xarray import Dataset
 
 Metrics = Callable[[Sequence[PicturePair]], Sequence[ImageMetric]]
 """From the pair of each row of the base to the metrics of its pictures."""
@@ -55,10 +56,12 @@ class PicturePatchResult(Result):
     def title(self) -> str:
         """One line that states what was measured."""
         p = self.provenance
-        pairs = f"{p['n_pairs']} pair{'s' if p['n_pairs'] > 1 else ''} × {p['n_seeds']} seed{'s' if p['n_seeds'] > 1 else ''}"
+        pairs, seeds = (
+            f"{n} {what}{'s' if n > 1 else ''}" for what, n in (("pair", p["n_pairs"]), ("seed", p["n_seeds"]))
+        )
         when = f", {p['window']} steps" if p["window"] else ""
         kind = "" if p["text"] else f" ({p['matching']}-matched{when})"
-        return f"{p['direction'].capitalize()} {p['part']}{kind} · {p['task']} ({pairs}) · {p['model']}"
+        return f"{p['direction'].capitalize()} {p['part']}{kind} · {p['task']} ({pairs} × {seeds}) · {p['model']}"
 
     def recovered(self, metric: str | None = None) -> Dataset:
         """(mean edited − mean corrupted) / (mean clean − mean corrupted), over the grid, with intervals.
@@ -70,11 +73,9 @@ class PicturePatchResult(Result):
 
         m, data = metric or self.provenance["metrics"][0], self.data
         axes = self.provenance["axes"]
-        found = recovered(
-            _examples(data[m].transpose(*axes, "pair", "seed").values),
-            *(_examples(data[f"{m}_{which}"].values) for which in ("clean", "corrupted")),
-            m, seed=self.provenance["seed"],
-        )  # fmt: skip
+        clean, corrupted = (_examples(data[f"{m}_{which}"].values) for which in ("clean", "corrupted"))
+        edited = _examples(data[m].transpose(*axes, "pair", "seed").values)
+        found = recovered(edited, clean, corrupted, m, seed=self.provenance["seed"])
         named = zip(("recovered", "low", "high"), found, strict=True)
         coords = {axis: data.coords[axis] for axis in axes}
         return xr.Dataset({name: (axes, x, {"unit": "share of the gap"}) for name, x in named}, coords)
@@ -208,7 +209,7 @@ def patch_pictures(
     record = provenance(
         experiment="activation patching of pictures", model=model.name, weights=model.weights_hash, task=task.name,
         source=task.source, task_seed=task.seed, n_pairs=len(task), n_seeds=seeds, part=part, axes=list(grid.axes),
-        text=bool(grid.tokens), window=_common([len(steps) for steps in grid.windows]) if "window" in grid.axes else None,
+        text=bool(grid.tokens), window=_length(grid),
         direction=direction, matching="source run" if grid.tokens else matching,
         metrics=[metric.name for metric in found.metrics], seed=seed, exact=str(exact),
         steps=base.steps, guidance=base.guidance, seeds=list(base.seeds),
@@ -221,8 +222,10 @@ def patch_pictures(
     return PicturePatchResult(_dataset(found, direction, len(task), seeds, drawn, seed), record)
 
 
-def _common(lengths: list[int]) -> int | None:
-    return lengths[0] if len(set(lengths)) == 1 else None
+def _length(grid: ExchangeGrid) -> int | None:
+    """Steps of every window, if they all have as many."""
+    lengths = {len(steps) for steps in grid.windows} if "window" in grid.axes else set()
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _own_noise(sampling: Sampling, seeds: int) -> Sampling:

@@ -7,4 +7,15 @@ from interp.plots.pictures import picture_grid
 from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
-__all__ = ["Section", "curves", "heatmap", "panels", "picture_grid", "plain", "report", "token_label", "write_png", "write_report"]
+__all__ = [
+    "Section",
+    "curves",
+    "heatmap",
+    "panels",
+    "picture_grid",
+    "plain",
+    "report",
+    "token_label",
+    "write_png",
+    "write_report",
+]

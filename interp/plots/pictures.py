@@ -44,7 +44,11 @@ def picture_grid(
 
     arrays = {name: numpy.asarray(pictures) for name, pictures in columns.items()}
     shapes = {array.shape for array in arrays.values()}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 4 or {array.dtype for array in arrays.values()} != {numpy.dtype("uint8")}:
+    if (
+        len(shapes) != 1
+        or len(next(iter(shapes))) != 4
+        or {array.dtype for array in arrays.values()} != {numpy.dtype("uint8")}
+    ):
         found = {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
         raise ShapeError(f"A grid of pictures needs uint8 [row, y, x, rgb], the same of every column; got {found}.")
     count, height, width, _ = next(iter(shapes))

@@ -94,9 +94,9 @@ def swaps(n: int, factor: str = "colour", seed: int = 0) -> PictureTask:
             wrong = CELLS[3 - CELLS.index(answer)]  # the opposite corner
         else:
             wrong = random.choice([value for value in FACTORS[factor].values if value != answer])
-        captions = [full_caption(scene), full_caption(scene.counterfactual(factor, wrong))]
+        clean, corrupted = full_caption(scene), full_caption(scene.counterfactual(factor, wrong))
         cell = None if factor in ("background", "cell") else thing.cell
-        pairs.append(PicturePair(*captions, factor, answer, wrong, cell))
+        pairs.append(PicturePair(clean, corrupted, factor, answer, wrong, cell))
     return PictureTask(f"{factor} swaps", tuple(pairs), "procedural, the shapes world", seed)
 
 

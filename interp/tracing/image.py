@@ -72,7 +72,9 @@ class ImageTraceResult(Result):
         """One line that states what was measured."""
         p = self.provenance
         how = "" if p["text"] else f" ({p['matching']}-matched, {p['window']} steps)"
-        return f"Restoring {p['part']}{how} after {p['corruption']} of {p['attribute']!r} · {p['prompt']!r} · {p['model']}"
+        return (
+            f"Restoring {p['part']}{how} after {p['corruption']} of {p['attribute']!r} · {p['prompt']!r} · {p['model']}"
+        )
 
     def recovered(self, metric: str | None = None) -> Dataset:
         """(mean restored − mean corrupted) / (mean clean − mean corrupted), with intervals; see `statistics.recovered`.
