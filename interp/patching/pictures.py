@@ -85,9 +85,9 @@ class PicturePatchResult(Result):
         from interp.plots import curves, heatmap
 
         m = metric or self.provenance["metrics"][0]
-        effect = self.data[f"{m}_effect"]
+        effect, unit = self.data[f"{m}_effect"], self.data[m].attrs["unit"]
         low, high, p = (self.data[f"{m}_{name}"] for name in ("low", "high", "p"))
-        unit = f"effect on {m.replace('_', ' ')} ({self.data[m].attrs['unit']})"
+        unit = f"effect on {m.replace('_', ' ')}" + ("" if unit in m else f" ({unit})")
         axes = [str(axis) for axis in effect.dims]
         if len(axes) == 1:
             labels = self._labels(axes[0])

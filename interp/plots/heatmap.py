@@ -252,7 +252,7 @@ def _colours(z: numpy.ndarray, zmid: float, diverging: bool, unit: str, height: 
             "tickfont": {"size": 12},
             "ticks": "outside",
             "ticklen": 3,
-            "nticks": 7 if height > 200 else 3,
+            "nticks": 7 if height > 200 else 5 if height > 140 else 3,
             "xpad": 12,
             "len": min(1.0, 300 / height),
             "y": 1,

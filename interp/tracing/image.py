@@ -95,9 +95,10 @@ class ImageTraceResult(Result):
         from interp.plots import heatmap
 
         m = metric or self.provenance["metrics"][0]
+        unit = self.data[m].attrs["unit"]
         corrupted = float(self.data[f"{m}_corrupted"].mean())
         effect, low, high = (self.data[f"{m}_{what}"] - corrupted for what in ("mean", "low", "high"))
-        unit = f"effect on {m.replace('_', ' ')} ({self.data[m].attrs['unit']})"
+        unit = f"effect on {m.replace('_', ' ')}" + ("" if unit in m else f" ({unit})")
         x = str(effect.dims[1])
         entries = self.data["token" if x == "pos" else x].values
         return heatmap(

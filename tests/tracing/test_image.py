@@ -102,7 +102,7 @@ def test_where_no_path_is_nothing_is_found():
 @pytest.mark.parametrize("matching", ["state", "trajectory"])
 def test_cells_are_plain_runs(matching):
     model = load()
-    found = traced(model, matching=matching, window=2)
+    found = traced(model, matching=matching, window=2, stride=2)
     clean = denoise(model, model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0), (), ["cross_attn_out"])
     base = model.sampling("a green circle on a blue square", seeds=range(2), steps=4, guidance=3.0)
     for address, start in (("up.1.1", 0), ("down.1.0", 2)):
@@ -113,7 +113,7 @@ def test_cells_are_plain_runs(matching):
         expected = Towards(clean.images).values(images, torch.arange(2)).numpy()
         cell = found.data["closeness"].sel(block=address).values[start // 2]
         np.testing.assert_allclose(cell, expected, rtol=0, atol=1e-9)
-    naive = traced(model, matching=matching, window=2, exact="naive")
+    naive = traced(model, matching=matching, window=2, stride=2, exact="naive")
     np.testing.assert_allclose(found.data["closeness"].values, naive.data["closeness"].values, rtol=0, atol=1e-9)
 
 
