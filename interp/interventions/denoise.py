@@ -390,16 +390,15 @@ class Denoising:
             for edit in self.variants[variant]
         )
 
-    def asked(self, step: int, branch: Branch) -> list[int]:
-        """Numbers of the other prompts that some edit takes a value from in this pass."""
-        found = {
-            other: None
-            for edits in self.variants
-            for edit in edits
-            if others_of(edit) and self.schedule.admits(edit.when, step, branch)
+    def asked(self, step: int, branch: Branch, rows: Index) -> list[int]:
+        """Donors that edits of these rows take values from in this pass."""
+        return [
+            int(self.donor[self.others.index(other), row])
+            for row in rows.tolist()
+            for edit in self.variants[self.pairs[row][0]]
+            if self.schedule.admits(edit.when, step, branch) and _acts_on(edit, self.pairs[row][1])
             for other in others_of(edit)
-        }
-        return [self.others.index(other) for other in found]
+        ]
 
     def sites(self) -> list[Site]:
         """Every site that some variant edits."""
@@ -659,12 +658,9 @@ class Clock:
 
     def _donors(self, branch: Branch, rows: Index) -> Index:
         """Donors that these rows ask in a pass of this step; of a record, those that later rows start as."""
-        if self.record is not None:
-            asked = range(len(self.rows.others)) if self.step in self.record.steps else []
-        else:
-            asked = self.rows.asked(self.step, branch)
-        found = self.rows.donor[np.array(asked, dtype=np.int64)][:, rows].ravel()
-        return np.sort(found[found >= 0])
+        if self.record is None:
+            return np.unique(np.array(self.rows.asked(self.step, branch, rows), dtype=np.int64))
+        return np.arange(self.rows.n_rows, self.n if self.step in self.record.steps else self.rows.n_rows)
 
     def _assembled(self, found: list[tuple[Group, Any]], branches: int) -> Any:
         """A whole call's output: computed lines, the base run's, and of donors that nobody asked their row's."""
@@ -676,19 +672,17 @@ class Clock:
             for b, rows in zip(group.branches, group.lines, strict=True):
                 source[b, rows] = count + np.arange(len(rows))
                 count += len(rows)
-            outputs.append((output, count - sum(map(len, group.lines)), count))
+            outputs.append(output)
         if (source[:, :n_rows] < 0).any():
             assert serve is not None
             wanted = [(b, np.flatnonzero(source[b, :n_rows] < 0)) for b in range(branches)]
             served = serve.outputs((self.step, self.call, -1), branches, wanted)
-            start = count
             for b, rows in wanted:
                 source[b, rows] = count + np.arange(len(rows))
                 count += len(rows)
-            outputs.append((served, start, count))
+            outputs.append(served)
         source = np.where(source < 0, source[:, self.rows.state_of], source)
-        whole = _joined([output for output, _, _ in outputs])
-        return select_rows(whole, torch.from_numpy(source.ravel()), count)
+        return select_rows(_joined(outputs), torch.from_numpy(source.ravel()), count)
 
     def _stage(self, number: int):
         def wrap(forward: Forward) -> Forward:
