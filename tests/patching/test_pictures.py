@@ -276,7 +276,7 @@ def test_phases(shapes, untrained, tmp_path):
     assert found.data["steps"].values.tolist() == ["0–2", "3–5"]
     whole = found.data["probability_throughout"].isel(network=0)
     assert (whole > 0.5).all()
-    assert np.abs(found.data["effect"].isel(network=1)).max() < 0.1
+    assert np.abs(found.data["effect"].isel(network=1)).max() < 1 < found.data["effect"].isel(network=0).max()
     # One cell, by public parts: the first colour pair, with the other prompt in the first three steps.
     pair = interp.tasks.swaps(2, "colour").pairs[0]
     base = shapes.sampling(pair.corrupted, seeds=0, steps=6)
@@ -288,6 +288,10 @@ def test_phases(shapes, untrained, tmp_path):
     np.testing.assert_allclose(float(cell), float(expected), atol=1e-4)
     found.save(tmp_path / "phases.nc")
     again = Result.load(tmp_path / "phases.nc")
-    assert len(again.plot().data) >= 3 and "early" in again.summary()
+    assert len(again.plot().data) >= 2 and "early" in again.summary()
+    one, whole = (found.data[name].isel(network=0) for name in ("logit_difference", "logit_difference_throughout"))
+    without = found.data["logit_difference_without"].isel(network=0)
+    share = (one - without).mean("pair") / (whole - without).mean("pair")
+    np.testing.assert_allclose(found.data["share"].isel(network=0), share.transpose("factor", "window"), atol=1e-9)
     with pytest.raises(InterpError, match="7 windows of 6"):
         phases(shapes, windows=7, steps=6)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.errors import InterpError
+from interp.errors import InterpError, PairError
 from interp.models.denoiser import Denoiser
 from interp.patching.pictures import patch_pictures
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.statistics import bootstrap_interval
+from interp.statistics import bootstrap_interval, recovered
 from interp.tasks.swaps import SWAPPED, PictureTask, swaps
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class PhasesResult(Result):
 
     `.data` holds, [network, factor, window, pair]: `probability`, the judge's for the value that the window's prompt
     asks for, and `logit_difference` to the other prompt's value (nats); of both `…_without` and `…_throughout`
-    [network, factor, pair], with no step and with all steps swapped; and `effect`, `low`, `high`
-    [network, factor, window]: the mean over pairs of the change of probability, with its 95 % bootstrap interval.
+    [network, factor, pair], with no step and with all steps swapped. Over pairs, [network, factor, window]: `effect`,
+    the mean change of the logit difference (nats), and `share` of the change that all steps make; each with its 95 %
+    bootstrap interval (`…_low`, `…_high`). A share is NaN where all steps make no change that is surely one.
     `network` is the model and, if there is one, the control.
     """
 
@@ -49,48 +50,34 @@ class PhasesResult(Result):
         return f"Prompt swapped in some steps only · {p['n_pairs']} pairs per attribute · {p['model']}"
 
     def plot(self) -> Figure:
-        """A line per attribute over the windows, with intervals; the control's attributes together."""
-        import xarray as xr
-
+        """A line per attribute: the share of each window, with intervals (of the control: see `summary`)."""
         from interp.plots import curves
 
         data = self.data.isel(network=0, drop=True)
-        lines = {str(name): data.sel(factor=name, drop=True) for name in data["factor"].values}
-        if self.data.sizes["network"] > 1:
-            control = self.data.isel(network=1, drop=True)
-            changed = (control["probability"] - control["probability_without"]).transpose("window", "factor", "pair")
-            flat = changed.values.reshape(changed.sizes["window"], -1)
-            low, high = bootstrap_interval(flat, seed=self.provenance["seed"])
-            named = {"effect": flat.mean(-1), "low": low, "high": high}
-            lines["control, all attributes"] = xr.Dataset(
-                {name: ("window", x) for name, x in named.items()}, data[["window"]].coords
-            )
-        stacked = xr.concat(
-            [line[["effect", "low", "high"]].drop_vars("steps", errors="ignore") for line in lines.values()],
-            xr.Variable("attribute", list(lines)), coords="minimal", compat="override",
-        )  # fmt: skip
-        labels = [
-            f"{name}: steps {steps}" for name, steps in zip(data["window"].values, data["steps"].values, strict=True)
-        ]
+        spans = zip(data["window"].values, data["steps"].values, strict=True)
+        share, low, high = (data[name].drop_vars("steps") for name in ("share", "share_low", "share_high"))
         return curves(
-            stacked["effect"], x="window", line="attribute", title=self.title, quantity="gain of the swapped value",
-            unit="probability", low=stacked["low"], high=stacked["high"], x_labels=labels,
+            share, x="window", line="factor", title=self.title, quantity="effect", unit="share of a swap in all steps",
+            low=low, high=high, x_labels=[f"{name}: steps {steps}" for name, steps in spans],
             x_title="steps with the other prompt",
         )  # fmt: skip
 
     def summary(self) -> str:
-        """The gain of each attribute in each window."""
-        data, names = self.data, [str(w) for w in self.data["window"].values]
-        lines = [f"PhasesResult: {self.title}", "  gain of the swapped value's probability (95 % interval)"]
-        lines.append(f"  {'':>24}" + "".join(f"{name:>24}" for name in names))
-        for network in data["network"].values:
-            for factor in data["factor"].values:
-                at = data.sel(network=network, factor=factor)
+        """The effect of each window on each attribute."""
+        lines = [f"PhasesResult: {self.title}", "  share of the effect of a swap in all steps (95 % interval); effect"]
+        lines.append(f"  {'':>24}" + "".join(f"{window!s:>40}" for window in self.data["window"].values))
+        for network in self.data["network"].values:
+            for factor in self.data["factor"].values:
+                at = self.data.sel(network=network, factor=factor)
                 cells = [
-                    f"{e:+.2f} ({low:+.2f} to {high:+.2f})"
-                    for e, low, high in zip(at["effect"].values, at["low"].values, at["high"].values, strict=True)
+                    f"{nats:+.1f} nats"
+                    if np.isnan(share)
+                    else f"{share:+.2f} ({low:+.2f} to {high:+.2f}); {nats:+.1f} nats"
+                    for share, low, high, nats in zip(
+                        *(at[name].values for name in ("share", "share_low", "share_high", "effect")), strict=True
+                    )
                 ]
-                lines.append(f"  {f'{network} {factor}':>24}" + "".join(f"{cell:>24}" for cell in cells))
+                lines.append(f"  {f'{network} {factor}':>24}" + "".join(f"{cell:>40}" for cell in cells))
         return "\n".join(lines)
 
 
@@ -152,9 +139,16 @@ def phases(
         variables[m] = (axes, inner[:, :, i], {"unit": unit})
         variables[f"{m}_without"] = (ends, without[:, :, i], {"unit": unit})
         variables[f"{m}_throughout"] = (ends, whole[:, :, i], {"unit": unit})
-    gain = inner[:, :, 0] - without[:, :, 0][:, :, None]
-    for name, x in zip(("effect", "low", "high"), (gain.mean(-1), *bootstrap_interval(gain, seed=seed)), strict=True):
-        variables[name] = (axes[:-1], x, {"unit": "probability"})
+    gain = inner[:, :, 1] - without[:, :, 1][:, :, None]
+    means = (gain.mean(-1), *bootstrap_interval(gain, seed=seed))
+    for name, x in zip(("effect", "effect_low", "effect_high"), means, strict=True):
+        variables[name] = (axes[:-1], x, {"unit": "nats"})
+    shares = [
+        [_share(inner[i, j, 1], whole[i, j, 1], without[i, j, 1], factor, seed) for j, factor in enumerate(factors)]
+        for i in range(len(networks))
+    ]
+    for name, x in zip(("share", "share_low", "share_high"), np.moveaxis(np.array(shares), 2, 0), strict=True):
+        variables[name] = (axes[:-1], x, {"unit": "share of a swap in all steps"})
     coords = {
         "network": [network.name if i == 0 else f"control ({network.name})" for i, network in enumerate(networks)],
         "factor": list(factors), "window": list(names), "pair": list(range(n)),
@@ -169,6 +163,14 @@ def phases(
         n_attempted=n * len(factors), n_scored=n * len(factors),
     )  # fmt: skip
     return PhasesResult(xr.Dataset(variables, coords), record)
+
+
+def _share(inner: np.ndarray, whole: np.ndarray, without: np.ndarray, factor: str, seed: int) -> np.ndarray:
+    """[3, window]: the share and its interval; NaN where there is no gap to share."""
+    try:
+        return np.array(recovered(inner, whole, without, factor, seed=seed))
+    except PairError:
+        return np.full((3, len(inner)), np.nan)
 
 
 def _measured(
