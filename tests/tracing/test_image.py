@@ -125,7 +125,7 @@ def test_a_text_encoder_by_layer_and_token(part):
     found = traced(model, part=part, window=None)
     assert found.data["closeness_mean"].dims == ("block", "pos")
     addresses = [str(block) for block in found.data["block"].values]
-    assert addresses == (["text"] if part == "embed" else ["text.0", "text.1"])
+    assert addresses == (["text"] if part == "embed" else ["text.0", "text.1", "text.2"])
     tokens = [str(token) for token in found.data["token"].values]
     assert "red" in tokens and tokens.index("red") == 2
     for layer, address in enumerate(addresses):
