@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
@@ -26,12 +26,16 @@ app = typer.Typer(
 )
 console = Console()
 TASKS = ("ioi", "facts", "pronouns", "agreement", "induction")
+SWAPS = ("colour", "shape", "size", "cell", "background")
 
 Model = Annotated[str, typer.Option(help="An embedded model, a hub id, or a folder.")]
 Html = Annotated[Path | None, typer.Option(help="Write a self-contained page here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Out = Annotated[Path | None, typer.Option(help="Write the result here (NetCDF; interp.Result.load reads it).")]
 Png = Annotated[Path | None, typer.Option(help="Write the picture here.")]
+
+
+DEMO_PROMPT = "a large red circle at top left on a white background"
 
 
 @contextmanager
@@ -57,6 +61,13 @@ class _Plotted(Protocol):
     def to_json(self) -> str: ...
 
 
+@runtime_checkable
+class _WithPictures(Protocol):
+    """A result that keeps pictures."""
+
+    def plot_pictures(self) -> plotly.graph_objects.Figure: ...
+
+
 def _deliver(
     result: _Plotted, heading: str, html: Path | None, as_json: bool, out: Path | None, png: Path | None
 ) -> None:
@@ -69,12 +80,19 @@ def _deliver(
     if out is not None:
         result.save(out)
     if html is not None:
-        write_report(html, heading, [(result.title, [result.summary()], result.plot())])
+        write_report(html, heading, _sections(result))
     if png is not None:
         write_png(result.plot(), png)
     for path in (out, html, png):
         if path is not None and not as_json:
             console.print(f"wrote {path}", markup=False)
+
+
+def _sections(result: _Plotted) -> list[tuple[str, list[str], plotly.graph_objects.Figure]]:
+    sections = [(result.title, [result.summary()], result.plot())]
+    if isinstance(result, _WithPictures):
+        sections.append(("Pictures", [], result.plot_pictures()))
+    return sections
 
 
 @app.command()
@@ -86,10 +104,16 @@ def trace(
     part: Annotated[
         str | None,
         typer.Option(
-            help="Text: resid_post (default), resid_pre, resid_mid, mlp_out, attn_out. Picture: cross_attn_out …"
+            help="Text: resid_post (default), resid_pre, resid_mid, mlp_out, attn_out. Picture: cross_attn_out "
+            "(default), block_out …, or of its text encoder: embed, resid_post …"
         ),
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Adjacent layers (1), or steps (5), restored together.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Adjacent layers (1), or steps (half of them), restored together.")
+    ] = None,
+    matching: Annotated[
+        str, typer.Option(help="Of a picture: clean values of the same state, or trajectory.")
+    ] = "state",
     seeds: Annotated[int, typer.Option(help="Of a picture: how many draws of the starting noise.")] = 8,
     noises: Annotated[int, typer.Option(help="Noise draws; fewer than ten say little.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the noise and of the intervals.")] = 0,
@@ -109,8 +133,8 @@ def trace(
             if attribute is None:
                 raise InterpError(f"{model} makes pictures: name the word that is traced with --attribute.")
             result = interp.trace_image(
-                loaded, prompt, attribute=attribute, part=part or "cross_attn_out", window=window or 5, seeds=seeds,
-                seed=seed, progress=progress,
+                loaded, prompt, attribute=attribute, part=part or "cross_attn_out", window=window, seeds=seeds,
+                matching=_matching(matching), seed=seed, progress=progress,
             )  # fmt: skip
         else:
             if subject is None:
@@ -124,14 +148,24 @@ def trace(
 
 @app.command()
 def patch(
-    task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}, or a .jsonl or .csv file of pairs.")] = "ioi",
-    part: Annotated[str, typer.Option(help="The state to patch, such as resid_pre, z, mlp_out.")] = "resid_pre",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(TASKS)} (the first if not given), or a .jsonl or .csv file of pairs; of pictures the "
+            f"attribute that is swapped: {', '.join(SWAPS)}."
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="The state to patch: resid_pre (default), z, mlp_out …; of pictures cross_attn_out …"),
+    ] = None,
     over: Annotated[str | None, typer.Option(help="Axes of the grid: layer,pos or layer,head or …")] = None,
     n: Annotated[int, typer.Option(help="Number of pairs; of a file, all are taken.")] = 8,
     noising: Annotated[
         bool, typer.Option(help="Corrupted values into the clean run, not the other way round.")
     ] = False,
     metric: Annotated[str, typer.Option(help="Of the answer: logit_difference, probability, …")] = "logit_difference",
+    matching: Annotated[str, typer.Option(help="Of pictures: values of the same state, or trajectory.")] = "state",
     seed: Annotated[int, typer.Option(help="Draws the pairs; of intervals and tests, too.")] = 0,
     model: Model = "smollm2-135m",
     html: Html = None,
@@ -144,13 +178,26 @@ def patch(
     from interp.progress import bar, silent
 
     with _told():
-        pairs = _task(task, n, seed)
-        result = interp.patch(
-            interp.load(model), pairs, part, over=None if over is None else over.split(","),
-            direction="noising" if noising else "denoising", metric=metric, seed=seed,
-            progress=silent if as_json else bar,
-        )  # fmt: skip
+        loaded, progress = interp.load(model), silent if as_json else bar
+        axes, direction = None if over is None else over.split(","), "noising" if noising else "denoising"
+        if isinstance(loaded, interp.Denoiser):
+            pairs = interp.tasks.swaps(n, task or "colour", seed)
+            result = interp.patch(
+                loaded, pairs, part, over=axes, direction=direction, matching=_matching(matching), metric=metric,
+                seed=seed, progress=progress,
+            )  # fmt: skip
+        else:
+            pairs = _task(task or TASKS[0], n, seed)
+            result = interp.patch(
+                loaded, pairs, part, over=axes, direction=direction, metric=metric, seed=seed, progress=progress
+            )
         _deliver(result, "Activation patching", html, as_json, out, png)
+
+
+def _matching(name: str) -> Literal["state", "trajectory"]:
+    if name == "state" or name == "trajectory":
+        return name
+    raise InterpError(f"There is no matching {name!r}; it is 'state' or 'trajectory'.")
 
 
 def _task(name: str, n: int, seed: int):
@@ -182,7 +229,7 @@ def models() -> None:
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for the page and the pictures.")] = Path("out")) -> None:
-    """Trace the Eiffel Tower fact and patch IOI on SmolLM2-135M; writes demo.html and PNGs."""
+    """Trace a fact and patch IOI on SmolLM2-135M, trace a picture of the shapes model; writes demo.html and PNGs."""
     import interp
     from interp.plots import write_png, write_report
     from interp.progress import bar
@@ -204,16 +251,21 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the page and the pic
         )
         stream = interp.patch(model, pair, "resid_pre", progress=bar)
         heads = interp.patch(model, interp.tasks.ioi(n=24, seed=0), "z", positions=-1, progress=bar)
+        painter = interp.load("shapes")
+        red = interp.trace_image(painter, DEMO_PROMPT, attribute="red", seeds=3, progress=bar)
+        results: dict[str, _Plotted] = {
+            "trace": fact, "knockout": cut, "ioi_resid": stream, "ioi_heads": heads, "red": red
+        }  # fmt: skip
         sections = []
-        for name, result in {"trace": fact, "knockout": cut, "ioi_resid": stream, "ioi_heads": heads}.items():
+        for name, result in results.items():
             console.print(result.summary(), markup=False, highlight=False)
             console.print()
-            figure = result.plot()
-            write_png(figure, out / f"{name}.png")
             result.save(out / f"{name}.nc")
-            sections.append((result.title, [result.summary()], figure))
+            for number, section in enumerate(_sections(result)):
+                write_png(section[-1], out / f"{name}{'_pictures' if number else ''}.png")
+                sections.append(section)
         _print_top_heads(heads)
-        write_report(out / "demo.html", "interp: where SmolLM2-135M keeps a fact, and its IOI heads", sections)
+        write_report(out / "demo.html", "interp: a fact and a circuit of SmolLM2-135M, a colour of a picture", sections)
         console.print(f"wrote {out / 'demo.html'} and {len(sections)} pictures", markup=False)
 
 

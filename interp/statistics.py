@@ -84,6 +84,21 @@ def bootstrap_interval(
     return low.reshape(shape), high.reshape(shape)
 
 
+def mean_effect(effect: Any, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Of a grid of effects `[..., example]`: the mean, its 95 % interval (low, high), and adjusted p.
+
+    The interval is `bootstrap_interval`'s, p is `sign_flip_p` corrected over the whole grid by `holm`. A cell without
+    a scored example is NaN.
+    """
+    import numpy
+
+    array = numpy.asarray(effect, dtype=float)
+    low, high = bootstrap_interval(array, seed=seed)
+    scored = ~numpy.isnan(array)
+    mean = numpy.where(scored, array, 0).sum(-1) / numpy.where(scored.any(-1), scored.sum(-1), numpy.nan)
+    return mean, low, high, holm(sign_flip_p(array, seed=seed))
+
+
 def recovered(
     edited: Any, clean: Any, corrupted: Any, what: str, level: float = 0.95, seed: int = 0, resamples: int = 2000
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:

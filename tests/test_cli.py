@@ -37,6 +37,21 @@ def test_patch_as_json(tmp_path) -> None:
     assert "logit_difference_effect" in json.dumps(json.loads(found.stdout))
 
 
+@pytest.mark.slow
+def test_pictures_are_traced_and_patched(tmp_path) -> None:
+    page, file = tmp_path / "red.html", tmp_path / "red.nc"
+    options = ["--attribute", "red", "--seeds", "1", "--window", "20", "--html", str(page), "--out", str(file)]
+    found = CliRunner().invoke(app, ["trace", "a red circle at top left", "--model", "shapes", *options])
+    assert found.exit_code == 0, found.output
+    assert "colour_probability" in found.output and "up.1.1" in found.output
+    assert page.read_text().count("data:image/png;base64") >= 4  # the pictures are in the page
+    assert Result.load(file).data.sizes["window"] == 1
+    options = ["--task", "size", "--n", "1", "--part", "prediction", "--json"]
+    found = CliRunner().invoke(app, ["patch", "--model", "shapes", *options])
+    assert found.exit_code == 0, found.output
+    assert "size_logit_difference_effect" in json.dumps(json.loads(found.stdout))
+
+
 def test_models_are_listed() -> None:
     found = CliRunner().invoke(app, ["models"])
     assert found.exit_code == 0
@@ -47,6 +62,9 @@ def test_models_are_listed() -> None:
     ("command", "message"),
     [
         (["patch", "--task", "nope"], "There is no task"),
+        (["patch", "--model", "shapes", "--task", "colur"], "There is no factor"),
+        (["patch", "--model", "shapes", "--matching", "stat"], "There is no matching"),
+        (["trace", "a red circle", "--model", "shapes"], "--attribute"),
         (["trace", "A prompt.", "--subject", "x", "--model", "/nowhere/at/all"], "Cannot load"),
     ],
 )

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError
@@ -36,8 +37,8 @@ from interp.models.hooks import Forward, replaced
 from interp.models.site import ATTENTION_PARTS, Site
 from interp.tasks.image_metrics import ImageMetric
 
-MAX_ROWS = 64
-"""Rows of one pass. More gain nothing on a processor, and make the steps of progress and checkpoints coarse."""
+MAX_ROWS = 32
+"""Rows of one run. More gain nothing on a processor, and make the steps of progress and checkpoints coarse."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +55,7 @@ class ImageReadout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """The rows that have to run, in order: (variant, example), and the step and stage in which each leaves the base."""
+    """The rows that have to run: (variant, example), and the step and stage in which each leaves the base, in order."""
 
     variant: Index
     example: Index
@@ -145,12 +146,9 @@ def _planned(
     attention = 4 * branches * max((model.size_of(s, sampling) * item_bytes(model, s) for s in inside), default=0)
     a_row = (8 * per_row + attention) * (1 + len(steady))
     at_once = max(1, min(MAX_ROWS if savings.batch else 1, budget // 2 // a_row))
-    parts = _parts(rows, at_once)
-    n_steps, n_stages = len(whole.schedule.timesteps), len(counts)
-    first = np.array([sum(counts[stage:]) for stage in range(n_stages + 1)], dtype=float)
-    late = rows.step >= 0
-    alone = np.where(late, (n_steps - 1 - rows.step) * first[0] + first[rows.stage], n_steps * first[0])
-    run = branches * (alone + _donor_operations(whole, together, rows, first))
+    n = len(rows.variant)
+    parts = [slice(start, min(start + at_once, n)) for start in range(0, n, at_once)]
+    run = _operations(whole, together, rows, counts)
     used = [name for name in ("enter_late", "skip_noops", "batch") if getattr(savings, name)]
     how = f"Denoising on {model.device}; savings: {', '.join(used) or 'none'}."
     if savings.enter_late and not keeps:
@@ -165,18 +163,26 @@ def _planned(
     )
 
 
-def _donor_operations(whole: Denoising, variants: list[list[Edit]], rows: Rows, first: np.ndarray) -> np.ndarray:
-    """Operations of each row's donors in one branch: whole passes, but for the blocks served as they depart."""
-    asked = [
-        {(other, step) for e in edits for other in others_of(e) for step in whole.passes(e.when)} for edits in variants
-    ]
-    return np.array(
-        [
-            sum(first[stage if at == step else 0] for _, at in asked[variant] if at >= step)
-            for variant, step, stage in zip(rows.variant, rows.step, rows.stage, strict=True)
-        ],
-        dtype=float,
-    )
+def _operations(
+    whole: Denoising, variants: list[list[Edit]], rows: Rows, counts: Sequence[int]
+) -> Float[np.ndarray, "row"]:
+    """Operations of each row: in the step of its departure in the edited branches alone; and of its donors."""
+    branches, n_steps = [b for call in whole.layout.calls for b in call], len(whole.schedule.timesteps)
+    after = np.array([sum(counts[stage:]) for stage in range(len(counts) + 1)], dtype=float)
+    out = np.zeros(len(rows.variant))
+    for row, (v, at, stage) in enumerate(zip(rows.variant, rows.step, rows.stage, strict=True)):
+        passes = [
+            (edit, step, branch)
+            for edit in variants[v]
+            for step in _steps(whole, edit)
+            for branch in branches
+            if step >= max(at, 0) and whole.schedule.admits(edit.when, step, branch)
+        ]
+        departing = {branch for _, step, branch in passes if step == at}
+        asked = {(other, step, branch) for edit, step, branch in passes for other in others_of(edit)}
+        out[row] = len(branches) * (n_steps - 1 - at) * after[0] + len(departing) * after[stage]
+        out[row] += sum(after[stage if step == at else 0] for _, step, _ in asked)
+    return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,8 +216,17 @@ class DenoisingSweep(SweepPlan):
         images = self.images(part)
         return variant, example, self.readout.values(images, example)
 
-    def images(self, part: slice) -> Tensor:
-        """Pictures of the rows of a chunk."""
+    def pictures(self, variant: int, examples: Sequence[int]) -> Tensor:
+        """Pictures of one variant for some base rows, [example, 3, height, width]."""
+        assert self.base.images is not None
+        whole = self.base.images.clone()  # of rows that are the base run's
+        chosen = np.flatnonzero((self.rows.variant == variant) & np.isin(self.rows.example, examples))
+        if len(chosen):
+            whole[torch.from_numpy(self.rows.example[chosen])] = self.images(chosen)
+        return whole[list(examples)]
+
+    def images(self, part: slice | Index) -> Tensor:
+        """Pictures of some of the rows."""
         variant, example = self.rows.variant[part], self.rows.example[part]
         distinct, local = np.unique(variant, return_inverse=True)
         rows = Denoising(
@@ -219,8 +234,8 @@ class DenoisingSweep(SweepPlan):
             rows=list(zip(local.tolist(), example.tolist(), strict=True)), checked=self.schedule,
         )  # fmt: skip
         serve = None
-        step, stage = int(self.rows.step[part][0]), int(self.rows.stage[part][0])
-        if self.served is not None and step >= 0:
+        step, stage = (of[part][rows.state_of] for of in (self.rows.step, self.rows.stage))
+        if self.served is not None and (step >= 0).any():
             serve = Serving(self.served.record, self.served.n, self._base_row(rows, example), step, stage)
         images = rows.run(serve=serve).images
         assert images is not None
@@ -294,7 +309,7 @@ def _departure(whole: Denoising, edit: Edit, example: int, base: DenoisingRun | 
     """(step, stage) of the first pass in which an edit changes the base run's row; empty if there is none."""
     stage = 0 if is_text(edit.site) else whole.model.stage_of(edit.site)
     for step in _steps(whole, edit):
-        if step < 0 or base is None or _changes(whole, edit, example, step, base):
+        if base is None or _changes(whole, edit, example, step, base):
             return [(step, stage)]
     return []
 
@@ -302,12 +317,13 @@ def _departure(whole: Denoising, edit: Edit, example: int, base: DenoisingRun | 
 def _changes(whole: Denoising, edit: Edit, example: int, step: int, base: DenoisingRun) -> bool:
     """Whether an edit, applied to the base run, changes a single bit of it in this step."""
     site = edit.site.all_heads
-    if site not in base.activations or step not in base.steps:
+    text = is_text(site)
+    if site not in base.activations or not (text or step in base.steps):
         return True
     for branch in base.branches:
-        if not whole.schedule.admits(edit.when, step, branch):
+        if not whole.admits(edit.when, step, branch):
             continue
-        x = base.at(site, step, branch)
+        x = base.at(site, None if text else step, branch)
         x = x.transpose(1, 2) if site.part in ATTENTION_PARTS else x
         for op in whole.compiled(edit, step, branch):
             chosen = op.select(op.example == example)
@@ -319,7 +335,7 @@ def _changes(whole: Denoising, edit: Edit, example: int, step: int, base: Denois
     return False
 
 
-def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) -> tuple[list[Site], When]:
+def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) -> tuple[list[Site], When | None]:
     """Sites whose base activations tell edits that change nothing, and the steps to keep them at.
 
     What another prompt would have is a donor's, and is not compared.
@@ -328,23 +344,15 @@ def _watched(whole: Denoising, variants: Sequence[Sequence[Edit]], budget: int) 
     steps: set[int] = set()
     for edits in variants:
         for edit in edits:
-            if isinstance(edit, Replace | Add | Scale) and not others_of(edit) and not is_text(edit.site):
+            if isinstance(edit, Replace | Add | Scale) and not others_of(edit):
                 sites[edit.site.all_heads] = None
-                steps |= set(_steps(whole, edit))
-    size = sum(whole.model.size_of(site, whole.base) * item_bytes(whole.model, site) for site in sites)
-    size *= len(steps) * whole.layout.branches * len(whole.base)
-    return (list(sites) if 0 < size <= budget else []), When(steps=frozenset(steps))
-
-
-def _parts(rows: Rows, at_once: int) -> list[slice]:
-    """Runs of rows with the same departure."""
-    out, begin = [], 0
-    for i in range(1, len(rows.variant) + 1):
-        new = i == len(rows.variant) or (rows.step[i], rows.stage[i]) != (rows.step[begin], rows.stage[begin])
-        if new or i - begin == at_once:
-            out.append(slice(begin, i))
-            begin = i
-    return out
+                steps |= set(_steps(whole, edit)) - {-1}
+    size = sum(
+        whole.model.size_of(site, whole.base) * item_bytes(whole.model, site) * (1 if is_text(site) else len(steps))
+        for site in sites
+    )
+    size *= whole.layout.branches * len(whole.base)
+    return (list(sites) if 0 < size <= budget else []), When(steps=frozenset(steps)) if steps else None
 
 
 # -- what things cost ------------------------------------------------------------------------------------------

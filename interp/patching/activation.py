@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, SiteError, nearest
+from interp.errors import InterpError, PairError, SiteError, nearest
 from interp.interventions.base_states import states_with_source
 from interp.interventions.captured import Run
 from interp.interventions.edits import Edit, Replace
@@ -35,12 +35,14 @@ from interp.interventions.packed import needed_sites
 from interp.interventions.run import run
 from interp.interventions.schedule import Cost, Savings
 from interp.interventions.sweep import groups, plan_sweep
+from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import HEAD_PARTS, LAYER_PARTS, PARTS, Site
+from interp.patching.pictures import PicturePatchResult, patch_pictures
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.statistics import bootstrap_interval, holm, recovered, sign_flip_p, smallest_p
+from interp.statistics import mean_effect, recovered, smallest_p
 from interp.tasks.metrics import (
     Accuracy,
     LogitDifference,
@@ -51,6 +53,7 @@ from interp.tasks.metrics import (
     Probability,
 )
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
+from interp.tasks.swaps import PicturePair, PictureTask
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -158,10 +161,17 @@ class PatchResult(Result):
         )
 
 
+@overload
+def patch(
+    model: Denoiser, task: PictureTask | PicturePair, part: str | None = None, **settings: Any
+) -> PicturePatchResult: ...
+
+
+@overload
 def patch(
     model: LanguageModel,
     task: Task | PromptPair,
-    part: str = "resid_pre",
+    part: str | None = None,
     *,
     over: Sequence[str] | None = None,
     direction: Literal["denoising", "noising"] = "denoising",
@@ -169,17 +179,42 @@ def patch(
     layers: Sequence[int] | None = None,
     positions: int | Sequence[int] | None = None,
     units: Sequence[int] | None = None,
-    window: int = 1,
+    window: int | None = None,
     exact: Savings | Literal["naive"] = Savings(),
     budget: int | None = None,
     progress: Progress = silent,
     checkpoint: str | Path | None = None,
     seed: int = 0,
-) -> PatchResult:
+) -> PatchResult: ...
+
+
+def patch(
+    model: LanguageModel | Denoiser,
+    task: Task | PromptPair | PictureTask | PicturePair,
+    part: str | None = None,
+    *,
+    over: Sequence[str] | None = None,
+    direction: Literal["denoising", "noising"] = "denoising",
+    metric: str | Sequence[str] = "logit_difference",
+    layers: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    window: int | Sequence[range] | None = None,
+    exact: Savings | Literal["naive"] = Savings(),
+    budget: int | None = None,
+    progress: Progress = silent,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> PatchResult | PicturePatchResult:
     """Patch every cell of a grid of states, for every pair of a task.
 
+    On a diffusion pipeline the task's pairs are `PicturePair`s, and the arguments those of
+    `interp.patching.patch_pictures`.
+
     Args:
-        part: which state (`interp.models.site`), as a part or a TransformerLens hook name's part.
+        part: which state (`interp.models.site`), as a part or a TransformerLens hook name's part;
+            `resid_pre` if not given.
         over: the grid's axes, of `layer`, `head`, `pos`, `unit`; what is not among them is patched
             together. Default: `("layer", "pos")`, or `("layer", "head")` for parts with heads. For
             `attn_scores` and `attn_pattern`, `pos` is the query.
@@ -189,8 +224,8 @@ def patch(
         positions: positions patched together, when `pos` is not an axis; all if not given. Negative ones
             count from each prompt's end.
         units: neurons of the grid or, when `unit` is not an axis, patched together.
-        window: number of adjacent layers patched together, centred on the cell's layer and cut off at
-            the model's ends. Do not compare effects of different windows.
+        window: number of adjacent layers patched together (1 if not given), centred on the cell's layer and
+            cut off at the model's ends. Do not compare effects of different windows.
         exact: as in `sweep`.
         budget: as in `sweep`.
         progress: as in `sweep`.
@@ -200,7 +235,25 @@ def patch(
     Raises:
         SiteError: a part, layer or axis that does not fit the model.
         PairError: pairs of unequal token length, answers of more than one token.
+        InterpError: a metric, direction or window that there is not; settings of the other kind of model.
     """
+    if isinstance(model, Denoiser):
+        given = {"metric": None if metric == "logit_difference" else metric, "layers": layers, "units": units}
+        if foreign := [name for name, value in {**given, "positions": positions}.items() if value is not None]:
+            raise InterpError(f"{', '.join(foreign)}: only patching of texts has such a setting.")
+        if isinstance(task, Task | PromptPair):
+            raise PairError("These pairs ask for words, and a pipeline answers with pictures: see interp.tasks.swaps.")
+        return patch_pictures(
+            model, task, part or "cross_attn_out", over=over, direction=direction, window=window, exact=exact,
+            budget=budget, progress=progress, checkpoint=checkpoint, seed=seed, **settings,
+        )  # fmt: skip
+    if settings:
+        raise InterpError(f"{', '.join(settings)}: only patching of pictures has such a setting.")
+    if isinstance(task, PictureTask | PicturePair):
+        raise PairError("These pairs ask for pictures, and a language model answers in words: see interp.tasks.ioi.")
+    if not isinstance(window, int | None):
+        raise InterpError(f"window={window!r}: only pictures have windows of steps; of layers give their number.")
+    part, window = part or "resid_pre", 1 if window is None else window
     task = Task(task.label or "given", (task,), "given by the caller", None) if isinstance(task, PromptPair) else task
     site_part = Site.parse(part).part if part not in PARTS else part
     grid = _Grid.of(model, site_part, over, layers, positions, units, window)
@@ -410,16 +463,13 @@ def _result(
         edited = x.double().cpu().numpy()
         base = ends["corrupted" if direction == "denoising" else "clean"][name].double().cpu().numpy()
         effect = edited - base
-        low, high = bootstrap_interval(effect, seed=seed)
-        p = sign_flip_p(effect, seed=seed)
+        mean, low, high, p = mean_effect(effect, seed)
         units[name] = _unit(name)
         attrs = {"unit": units[name]}
         variables[name] = ((*grid.axes, "example"), edited, attrs)
-        scored = ~np.isnan(effect)
-        mean = np.where(scored, effect, 0).sum(-1) / np.where(scored.any(-1), scored.sum(-1), np.nan)
         variables[f"{name}_effect"] = (grid.axes, mean, attrs)
         variables[f"{name}_low"], variables[f"{name}_high"] = (grid.axes, low, attrs), (grid.axes, high, attrs)
-        variables[f"{name}_p"] = (grid.axes, holm(p), {"unit": "adjusted p"})
+        variables[f"{name}_p"] = (grid.axes, p, {"unit": "adjusted p"})
         for which, both in ends.items():
             variables[f"{name}_{which}"] = ("example", both[name].double().cpu().numpy(), attrs)
     data = xr.Dataset(variables, coords)

@@ -135,12 +135,12 @@ def _sizes(panels: int, x_text: list[str], y_text: list[str], title: str) -> dic
     cell_x = min(44.0, max(7.0, 560 / columns))
     step = max(1, -(-columns // 40)) if _numeric(x_text) else 1
     turn = 0 if widest + 4 <= cell_x * step else (-45 if cell_x * step >= 16 else -90)
-    plot_width = max(150.0, cell_x * columns)
+    plot_width = max(220.0, cell_x * columns)
     plot_height = max(120.0, min(26.0, max(6.0, 430 / rows)) * rows)
     y_width = max(map(style.seen_width, y_text)) * letter
     left, right, gap = 56 + y_width, 134, 24.0
     inner = plot_width * panels + gap * (panels - 1)
-    width = int(max(360, left + inner + right))
+    width = int(max(460, left + inner + right))
     x_height = {0: 18.0, -45: 14 + widest * 0.7, -90: 10 + widest}[turn]
     top = style.title_height(title, width) + (22 if panels > 1 else 0)
     bottom = x_height + 58
@@ -252,7 +252,7 @@ def _colours(z: numpy.ndarray, zmid: float, diverging: bool, unit: str, height: 
             "tickfont": {"size": 12},
             "ticks": "outside",
             "ticklen": 3,
-            "nticks": 7,
+            "nticks": 7 if height > 200 else 5 if height > 140 else 3,
             "xpad": 12,
             "len": min(1.0, 300 / height),
             "y": 1,

@@ -115,7 +115,9 @@ def ordered(array: xarray.DataArray, order: Sequence[str], data: xarray.DataArra
 
 def axis_name(dim: str) -> str:
     """A dimension in words."""
-    return {"pos": "position", "query": "query position", "key": "key position"}.get(dim, dim.replace("_", " "))
+    return {"pos": "position", "query": "query position", "key": "key position", "window": "denoising steps"}.get(
+        dim, dim.replace("_", " ")
+    )
 
 
 def seen_width(label: str) -> int:

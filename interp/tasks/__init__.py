@@ -6,9 +6,12 @@ from interp.tasks.induction import induction
 from interp.tasks.ioi import ioi
 from interp.tasks.pairs import EncodedTask, PromptPair, Task, single_token
 from interp.tasks.pronouns import pronouns
+from interp.tasks.swaps import PicturePair, PictureTask, swaps
 
 __all__ = [
     "EncodedTask",
+    "PicturePair",
+    "PictureTask",
     "PromptPair",
     "Task",
     "agreement",
@@ -17,4 +20,5 @@ __all__ = [
     "ioi",
     "pronouns",
     "single_token",
+    "swaps",
 ]

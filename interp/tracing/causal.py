@@ -247,7 +247,7 @@ def trace(
             raise PairError("Tracing a picture needs a prompt as text, and `attribute`, a word of it.")
         return trace_image(
             model, prompt, attribute=attribute, part=part or "cross_attn_out", corruption=corruption or "replacement",
-            noise=noise, window=5 if window is None else window,
+            noise=noise, window=window,
             seed=seed, exact=exact, budget=budget, progress=progress, checkpoint=checkpoint, **settings,
         )  # fmt: skip
     if settings or attribute is not None:

@@ -158,7 +158,8 @@ def test_a_killed_sweep_goes_on_from_its_checkpoint(models, tmp_path):
     model = models("sd")
     base, donor = samplings(model, "sd")
     variants = variants_of(model, donor, "a green square")[::5]
-    expected = sweep(model, base, variants, Weighted()).values["weighted"]
+    one_by_one = Savings(batch=False)
+    expected = sweep(model, base, variants, Weighted(), exact=one_by_one).values["weighted"]
 
     def dying(parts, _description):
         for number, part in enumerate(parts):
@@ -167,8 +168,8 @@ def test_a_killed_sweep_goes_on_from_its_checkpoint(models, tmp_path):
             yield part
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(model, base, variants, Weighted(), checkpoint=tmp_path, progress=dying)
-    plan = plan_sweep(model, base, variants, Weighted())
+        sweep(model, base, variants, Weighted(), exact=one_by_one, checkpoint=tmp_path, progress=dying)
+    plan = plan_sweep(model, base, variants, Weighted(), exact=one_by_one)
     ran = []
     part_values = type(plan).part_values
     object.__setattr__(plan, "part_values", lambda part: ran.append(part) or part_values(plan, part))

@@ -1,6 +1,7 @@
 """Causal tracing of pictures: planted paths are found, a model without any shows nothing, and sweeps equal plain runs."""
 
 from dataclasses import dataclass
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from interp.interventions.denoise import denoise
 from interp.interventions.edits import Replace, UnderPrompt, When
 from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
+from interp.models.site import Site
 from interp.results import Result
 from interp.tracing import ImageTraceResult, trace, trace_image
 
@@ -100,7 +102,7 @@ def test_where_no_path_is_nothing_is_found():
 @pytest.mark.parametrize("matching", ["state", "trajectory"])
 def test_cells_are_plain_runs(matching):
     model = load()
-    found = traced(model, matching=matching, window=2)
+    found = traced(model, matching=matching, window=2, stride=2)
     clean = denoise(model, model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0), (), ["cross_attn_out"])
     base = model.sampling("a green circle on a blue square", seeds=range(2), steps=4, guidance=3.0)
     for address, start in (("up.1.1", 0), ("down.1.0", 2)):
@@ -111,8 +113,54 @@ def test_cells_are_plain_runs(matching):
         expected = Towards(clean.images).values(images, torch.arange(2)).numpy()
         cell = found.data["closeness"].sel(block=address).values[start // 2]
         np.testing.assert_allclose(cell, expected, rtol=0, atol=1e-9)
-    naive = traced(model, matching=matching, window=2, exact="naive")
+    naive = traced(model, matching=matching, window=2, stride=2, exact="naive")
     np.testing.assert_allclose(found.data["closeness"].values, naive.data["closeness"].values, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["embed", "resid_post", "attn_out", "mlp_out"])
+def test_a_text_encoder_by_layer_and_token(part):
+    """Against one run per cell, with the clean run's state written at one token of one layer by hand."""
+    model = load()
+    found = traced(model, part=part, window=None)
+    assert found.data["closeness_mean"].dims == ("block", "pos")
+    addresses = [str(block) for block in found.data["block"].values]
+    assert addresses == (["text"] if part == "embed" else ["text.0", "text.1", "text.2"])
+    tokens = [str(token) for token in found.data["token"].values]
+    assert "red" in tokens and tokens.index("red") == 2
+    for layer, address in enumerate(addresses):
+        clean = model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0)
+        base = model.sampling(PROMPT.replace("red", "green"), seeds=range(2), steps=4, guidance=3.0)
+        run = denoise(model, clean, (), [Site(part, address)])
+        for position in (1, 2, 5):
+            value = run[Site(part, address)][run.branches.index(Branch.COND)][:, position : position + 1]
+            edit = Replace(Site(part, address), value, positions=[position], when=When(branch=Branch.COND))
+            images = denoise(model, base, [edit]).images
+            expected = Towards(denoise(model, clean).images).values(images, torch.arange(2)).numpy()
+            cell = found.data["closeness"].values[layer, position]
+            np.testing.assert_allclose(cell, expected, rtol=0, atol=1e-9)
+    # What stands before the word cannot know of it: known without running.
+    before = found.data["closeness"].values[:, :2] - found.data["closeness_corrupted"].values
+    np.testing.assert_array_equal(before, 0)
+    assert found.provenance["rows_skipped"] >= 2 * 2 * len(addresses)
+    if part == "embed":  # the one place where the words differ
+        np.testing.assert_allclose(found.data["closeness"].values[0, 2], 0, atol=1e-9)
+    assert "token" in found.summary() and found.plot().data
+
+
+def test_windows_overlap_and_are_named():
+    found = traced(load(), window=None)
+    assert found.data["window"].values.tolist() == ["0–1", "1–2", "2–3"]
+    figure = found.plot()
+    assert figure.layout.xaxis.ticktext == ("0–1", "1–2", "2–3")
+    assert figure.layout.xaxis.title.text == "denoising steps"
+
+
+def test_pictures_are_drawn():
+    found = traced(load(), window=2)
+    figure = found.plot_pictures()
+    assert len(figure.layout.images) == 2 * (2 + 3 + 1)  # seeds × (clean, corrupted, three cells, difference)
+    texts = [annotation.text for annotation in figure.layout.annotations]
+    assert "clean" in texts and "seed 1" in texts
 
 
 def test_noise_on_the_word_and_nowhere_else():
@@ -143,11 +191,19 @@ def test_a_result_is_saved_loaded_and_drawn(tmp_path):
         ({"part": "cross_attn_ou"}, SiteError, "cross_attn_out"),
         ({"blocks": ["up.9.0"]}, SiteError, "no block 'up.9.0'"),
         ({"window": 5}, InterpError, "window of 5"),
+        ({"stride": 0}, InterpError, "stride of 0"),
+        ({"part": "embed", "replacement": "dark green"}, PairError, "as many tokens"),
+        ({"part": "resid_mid"}, SiteError, "resid_mid"),
     ],
 )
 def test_what_is_refused(changes, error, message):
     with pytest.raises(error, match=message):
         traced(load(), **changes)
+
+
+def test_another_corruption():
+    with pytest.raises(InterpError, match="'replacement' or 'noise'"):  # without the tests' type checks
+        unwrap(trace_image)(load(), PROMPT, attribute="red", corruption="swap")
 
 
 def test_a_picture_needs_an_attribute_and_a_text_does_not_take_one():
