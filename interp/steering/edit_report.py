@@ -115,8 +115,8 @@ def edit_report(
     if n < 1:
         raise InterpError(f"n={n}: at least one prompt.")
     concept, target = str(edited.record["concept"]), str(edited.record["target"])
-    factor = _factor(concept, target)
-    scenes, prompts = _prompts(concept, factor, n, seed)
+    factor = factor_of(concept, target)
+    scenes, prompts = report_prompts(concept, factor, n, seed)
     reworded = [" ".join(target if word == concept else word for word in prompt.split()) for prompt in prompts]
     plans = {
         "before": (original, prompts),
@@ -130,11 +130,11 @@ def edit_report(
     right = np.full((len(questions), len(CONDITIONS), len(readers), n), np.nan)
     shown = []
     for c, condition in enumerate(progress(CONDITIONS, f"{2 * n} pictures each")):
-        pictures = _drawn(*plans[condition], first, steps, guidance)
+        pictures = drawn(*plans[condition], first, steps, guidance)
         shown.append(pictures[:SHOWN])
         for r, readings in enumerate(([check(picture) for picture in pictures], judge.judge(pictures).readings())):
             for row, (scene, seen) in enumerate(zip(scenes, readings, strict=True)):
-                answers = _answers(scene, seen, concept, target, factor) if row < n else _others(scene, seen)
+                answers = answers_named(scene, seen, concept, target, factor) if row < n else answers_other(scene, seen)
                 for question, answer in answers.items():
                     right[questions.index(question), c, r, row % n] = answer
     record = provenance(
@@ -169,7 +169,7 @@ def _dataset(right: np.ndarray, questions: Sequence[str], readers: Sequence[str]
     )
 
 
-def _factor(concept: str, target: str) -> str:
+def factor_of(concept: str, target: str) -> str:
     """The factor that both are values of."""
     from interp.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
@@ -184,7 +184,7 @@ def _factor(concept: str, target: str) -> str:
     return found
 
 
-def _prompts(concept: str, factor: str, n: int, seed: int) -> tuple[list[Scene], list[str]]:
+def report_prompts(concept: str, factor: str, n: int, seed: int) -> tuple[list[Scene], list[str]]:
     """Scenes and captions that say everything: first `n` that have the concept once, then `n` that do not."""
     from interp.shapes.caption import caption
     from interp.shapes.scene import sample_scene
@@ -204,7 +204,7 @@ def _prompts(concept: str, factor: str, n: int, seed: int) -> tuple[list[Scene],
     return [scene for scene, _ in chosen], [text for _, text in chosen]
 
 
-def _drawn(
+def drawn(
     model: Denoiser, prompts: Sequence[str], first: int, steps: int | None, guidance: float | None
 ) -> UInt8[np.ndarray, "row height width 3"]:
     """One picture per prompt, prompt i from the noise of seed `first` + i."""
@@ -224,7 +224,7 @@ def _questions(factor: str) -> list[str]:
     return ["concept gone", "target shown", *kept, *leaves, *(f"others: {q}" for q in _OTHERS)]
 
 
-def _answers(scene: Scene, seen: Reading, concept: str, target: str, factor: str) -> dict[str, bool]:
+def answers_named(scene: Scene, seen: Reading, concept: str, target: str, factor: str) -> dict[str, bool]:
     """Of a picture whose prompt names the concept."""
     wanted = ideal(scene)
     agrees = compare(seen, wanted)
@@ -242,7 +242,7 @@ def _answers(scene: Scene, seen: Reading, concept: str, target: str, factor: str
     return {"concept gone": shows != concept, "target shown": shows == target} | kept
 
 
-def _others(scene: Scene, seen: Reading) -> dict[str, bool]:
+def answers_other(scene: Scene, seen: Reading) -> dict[str, bool]:
     """Of a picture whose prompt does not."""
     agrees = compare(seen, ideal(scene))
     return {f"others: {question}": all(agrees[question]) for question in _OTHERS}
