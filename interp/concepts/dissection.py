@@ -127,7 +127,7 @@ class DissectionResult(Result):
 
     def plot_units(self, concepts: Sequence[str]) -> Figure:
         """Held-out pictures with a concept, darkened where its best unit is not."""
-        from interp.plots.mosaic import mosaic
+        from interp.plots import mosaic
 
         data = self.data.sel(concept=list(concepts))
         dark = np.where(data["here"].values[..., None], data["pictures"].values, data["pictures"].values // 4)

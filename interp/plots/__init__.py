@@ -3,7 +3,19 @@
 from interp.plots.curves import curves, panels
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png
+from interp.plots.mosaic import mosaic
 from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
-__all__ = ["Section", "curves", "heatmap", "panels", "plain", "report", "token_label", "write_png", "write_report"]
+__all__ = [
+    "Section",
+    "curves",
+    "heatmap",
+    "mosaic",
+    "panels",
+    "plain",
+    "report",
+    "token_label",
+    "write_png",
+    "write_report",
+]

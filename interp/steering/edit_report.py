@@ -72,6 +72,12 @@ class EditReport(Result):
             unit="of pictures", quantity="share", baseline=None,
         )  # fmt: skip
 
+    def plot_pictures(self) -> Figure:
+        """The first pictures whose prompts name the concept, by condition."""
+        from interp.plots import mosaic
+
+        return mosaic(self.data["pictures"].values, list(CONDITIONS), self.title)
+
     def summary(self) -> str:
         """The table of shares by the checker."""
         share = self.data["share"].sel(reader="checker")
