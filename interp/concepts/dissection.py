@@ -96,18 +96,16 @@ class DissectionResult(Result):
         """The best unit of each concept: IoU with its interval, and what shuffled masks reach."""
         import xarray as xr
 
-        from interp.plots import curves
+        from interp.plots import bars
 
-        best = self.best().dropna("concept")
-        names = [
-            f"{c} · unit {int(u)}, step {int(s)}"
-            for c, u, s in zip(*(best[n].values for n in ("concept", "unit", "step")), strict=True)
-        ]
-        lines = xr.concat([best["iou"], best["chance_max"]], "line")
-        low, high = (xr.concat([best[end], best["chance_max"]], "line") for end in ("low", "high"))
-        return curves(
-            lines, x="concept", line="line", low=low, high=high, x_labels=names, title=f"{self.title}: best units",
-            line_labels=["best unit", "luckiest unit, shuffled masks"], unit="dimensionless", quantity="IoU",
+        best = self.best().dropna("concept", subset=["iou"])
+        units, steps = best["unit"].values, best["step"].values
+        names = [f"{c} (unit {u}, step {s})" for c, u, s in zip(best["concept"].values, units, steps, strict=True)]
+        both = xr.concat([best["iou"], best["chance_max"]], "which")
+        low, high = (xr.concat([best[end], best["chance_max"]], "which") for end in ("low", "high"))
+        return bars(
+            both, y="concept", bar="which", low=low, high=high, y_labels=names, title=f"{self.title}: best units",
+            bar_labels=["best unit", "luckiest unit, shuffled masks"], unit="dimensionless", quantity="IoU",
         )  # fmt: skip
 
     def plot_steps(self, concepts: Sequence[str] | None = None) -> Figure:

@@ -62,7 +62,9 @@ def weights_of(model: Denoiser, paths: Iterable[str]) -> dict[str, Tensor]:
         component, _, inner = path.partition(".")
         if component not in known:
             root = getattr(model.pipeline, component, None)
-            known[component] = dict(root.named_parameters()) if isinstance(root, nn.Module) else {}
+            known[component] = (
+                dict(root.named_parameters(remove_duplicate=False)) if isinstance(root, nn.Module) else {}
+            )
         if inner not in known[component]:
             names = [f"{component}.{name}" for name in known[component]] or list(model.pipeline.components)
             raise SiteError(f"{model.name} has no weight {path!r}." + nearest(path, names))

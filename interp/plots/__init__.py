@@ -1,5 +1,6 @@
 """Results in, plotly figures, pictures and reports out; models are never touched."""
 
+from interp.plots.bars import bars
 from interp.plots.curves import curves, panels
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png
@@ -8,14 +9,6 @@ from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
 __all__ = [
-    "Section",
-    "curves",
-    "heatmap",
-    "mosaic",
-    "panels",
-    "plain",
-    "report",
-    "token_label",
-    "write_png",
+    "Section", "bars", "curves", "heatmap", "mosaic", "panels", "plain", "report", "token_label", "write_png",
     "write_report",
-]
+]  # fmt: skip

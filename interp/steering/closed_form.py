@@ -99,7 +99,7 @@ def edit_concept(
         here = projections(current, [one.site for one in group])[0]
         now, then = (current, here), (model, group[0])
         keys, wanted = _paired(now, then, (concept, target), contexts, tokens)
-        kept, kept_before = (states[mask] for states, mask in (states_read(*which, keep) for which in (now, then)))
+        kept, kept_before = (_of_kept(which, keep, keys) for which in (now, then))
         left, right = ridge_update(keys, wanted, kept, kept_before, ridge, keep_weight)
         for one in group:
             kind = torch.promote_types(one.module.weight.dtype, torch.float32)
@@ -190,6 +190,14 @@ def _paired(
         keys.append(states[row, i][both])
         wanted.append(states_then[row, j][both])
     return torch.cat(keys), torch.cat(wanted)
+
+
+def _of_kept(which: tuple[Denoiser, Projection], keep: Sequence[str], like: Tensor) -> Tensor:
+    """What is read of the prompts that shall stay [token, d_in]."""
+    if not keep:
+        return like[:0]
+    states, mask = states_read(*which, keep)
+    return states[mask]
 
 
 def _end(tokenizer: Any, text: str) -> int:

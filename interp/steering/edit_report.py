@@ -64,12 +64,12 @@ class EditReport(Result):
 
     def plot(self, reader: str = "checker") -> Figure:
         """Share of pictures with the right answer, per question and condition."""
-        from interp.plots import curves
+        from interp.plots import bars
 
         share, low, high = (self.data[name].sel(reader=reader) for name in ("share", "low", "high"))
-        return curves(
-            share, x="question", line="condition", low=low, high=high, title=f"{self.title} · {reader}",
-            unit="of pictures", quantity="share", baseline=None,
+        return bars(
+            share, y="question", bar="condition", low=low, high=high, title=f"{self.title} · {reader}",
+            unit="of pictures", quantity="share",
         )  # fmt: skip
 
     def plot_pictures(self) -> Figure:
@@ -136,7 +136,8 @@ def edit_report(
     right = np.full((len(questions), len(CONDITIONS), len(readers), n), np.nan)
     shown = []
     for c, condition in enumerate(progress(CONDITIONS, f"{2 * n} pictures each")):
-        pictures = drawn(*plans[condition], first, steps, guidance)
+        which, texts = plans[condition]
+        pictures = drawn(which, texts, first, steps, guidance)
         shown.append(pictures[:SHOWN])
         for r, readings in enumerate(([check(picture) for picture in pictures], judge.judge(pictures).readings())):
             for row, (scene, seen) in enumerate(zip(scenes, readings, strict=True)):

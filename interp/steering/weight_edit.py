@@ -78,8 +78,8 @@ class EditedDenoiser(Denoiser):
         """
         from safetensors.torch import save
 
-        tensors = {
-            f"{name}.{side}": getattr(delta, side).detach().cpu().contiguous()
+        tensors = {  # copies, because maps that are solved together share a factor, and a file shares nothing
+            f"{name}.{side}": getattr(delta, side).detach().cpu().clone()
             for name, delta in self.deltas.items()
             for side in ("left", "right")
         }

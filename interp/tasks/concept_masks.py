@@ -43,14 +43,14 @@ class ConceptMasks:
 
     Attributes:
         concepts: their names.
-        masks: True where a picture shows the concept.
+        masks: [row, concept, height, width], True where a picture shows the concept.
 
     Raises:
         ShapeError: names that are not as many as the masks, or not distinct.
     """
 
     concepts: tuple[str, ...]
-    masks: Bool[np.ndarray, "row concept height width"]
+    masks: np.ndarray
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 4 or self.masks.shape[1] != len(self.concepts) or self.masks.dtype != bool:
