@@ -93,19 +93,19 @@ class DissectionResult(Result):
         return [int(unit) for unit in order]
 
     def plot(self) -> Figure:
-        """The best unit of each concept: IoU with its interval, and what shuffled masks reach."""
+        """The best unit of each concept: IoU with its interval, and what shuffled masks reach at most."""
         import xarray as xr
 
         from interp.plots import bars
 
         best = self.best().dropna("concept", subset=["iou"])
         units, steps = best["unit"].values, best["step"].values
-        names = [f"{c} (unit {u}, step {s})" for c, u, s in zip(best["concept"].values, units, steps, strict=True)]
+        names = [f"{c} · {u} at step {s}" for c, u, s in zip(best["concept"].values, units, steps, strict=True)]
         both = xr.concat([best["iou"], best["chance_max"]], "which")
         low, high = (xr.concat([best[end], best["chance_max"]], "which") for end in ("low", "high"))
         return bars(
             both, y="concept", bar="which", low=low, high=high, y_labels=names, title=f"{self.title}: best units",
-            bar_labels=["best unit", "luckiest unit, shuffled masks"], unit="dimensionless", quantity="IoU",
+            bar_labels=["best unit", "luckiest, shuffled masks"], unit="dimensionless", quantity="IoU",
         )  # fmt: skip
 
     def plot_steps(self, concepts: Sequence[str] | None = None) -> Figure:

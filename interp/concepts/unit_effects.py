@@ -70,7 +70,7 @@ class UnitEffectResult(Result):
         )
 
     def plot(self, metric: str | None = None) -> Figure:
-        """Mean effect over the number of units: ablated (solid names) and inserted, per set; random draws averaged."""
+        """Mean effect over the number of units, ablated and inserted, per set; random draws averaged."""
         import xarray as xr
 
         from interp.plots import curves
@@ -271,7 +271,7 @@ def _levels(dissection: DissectionResult, concept: str, direction: str, ablation
         mean = dissection.data["mean_in"].sel(concept=concept).transpose("step", "unit").values
     elif ablation == "zero":
         mean = np.zeros_like(mean)
-    return torch.from_numpy(np.ascontiguousarray(mean))
+    return torch.tensor(mean)
 
 
 def _quarters(model: Denoiser, site: Site, sampling: Sampling, cells: Sequence[str]) -> torch.Tensor:

@@ -127,8 +127,12 @@ def test_an_edit_of_every_kind_of_pipeline(family, where):
     one = found[-1]
     red, blue = ([context.replace("{}", word) for context in CONTEXTS[:1]] for word in ("red", "blue"))
     with torch.no_grad():
-        now, before = here.module(states_read(edited, here, red)[0]), one.module(states_read(model, one, red)[0])
-        wanted = one.module(states_read(model, one, blue)[0])
+        read = [
+            (here, *states_read(edited, here, red)),
+            (one, *states_read(model, one, red)),
+            (one, *states_read(model, one, blue)),
+        ]
+        now, before, wanted = (at.module(states)[mask] for at, states, mask in read)
     assert (now - wanted).norm() < 0.5 * (before - wanted).norm()
     assert state_of(model) == state and load(model.pipeline, name="again").weights_hash == hashed
 
