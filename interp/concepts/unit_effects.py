@@ -143,7 +143,7 @@ def unit_effects(
     """Effect of ablating and inserting the units that agree best with a concept, by how many they are.
 
     Args:
-        dissection: of the site whose units are set, at the steps at which they are set.
+        dissection: of the site whose units are set, at the steps at which they are set; pictures are drawn as its were.
         concept: a shape, colour or size.
         other: the value that stands in the concept's place where units are inserted; another of its factor if not
             given. Its own best units are the second control.
@@ -179,7 +179,8 @@ def unit_effects(
     bases: dict[str, list[np.ndarray]] = {}
     cost = [0, 0]
     for direction, described in zip(DIRECTIONS, (scenes, swapped), strict=True):
-        sampling = model.sampling([full_caption(scene) for scene in described], seeds=0)
+        how = {name: dissection.provenance[name] for name in ("steps", "guidance")}
+        sampling = model.sampling([full_caption(scene) for scene in described], seeds=0, **how)
         sampling = replace(sampling, seeds=tuple(range(1_000_000 * (seed + 1), 1_000_000 * (seed + 1) + n)))
         metrics = [JudgeLogProbability(factor, [concept] * n, cells, judge)]
         metrics += [

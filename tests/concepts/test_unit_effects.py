@@ -33,7 +33,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def found():
     model = load("shapes")
-    dissected = dissect(model, SITE, n=96, steps=20, shuffles=1, when=When(steps=[12], branch=Branch.COND))
+    dissected = dissect(model, SITE, n=60, steps=5, shuffles=1, when=When(steps=[2, 3], branch=Branch.COND))
     return model, dissected, unit_effects(model, dissected, "red", sizes=(2, 96), n=3, draws=1, seed=4)
 
 
@@ -41,18 +41,26 @@ def test_a_cell_is_a_plain_run(found):
     model, dissected, effects = found
     data = effects.data
     prompts = effects.provenance["prompts"]
-    sampling = replace(model.sampling(prompts, seeds=0), seeds=tuple(range(5_000_000, 5_000_003)))
-    cells = [next(cell for cell in CELLS if cell in prompt) for prompt in prompts]
+    sampling = replace(model.sampling(prompts, seeds=0, steps=5), seeds=tuple(range(5_000_000, 5_000_003)))
+    cells = [min((c for c in CELLS if c in prompt), key=prompt.index) for prompt in prompts]  # the first object's
     positions = []
     for cell in cells:
         y, x = divmod(CELLS.index(cell), 2)
         positions.append([(4 * y + i) * 8 + 4 * x + j for i in range(4) for j in range(4)])
     judge = JudgeLogProbability("colour", ["red"] * 3, cells)
     best = dissected.ranked("red")[:2]
-    values = torch.tensor(dissected.data["mean"].sel(step=12).values[best])
-    edit = Replace(SITE, values, positions=torch.tensor(positions), units=best, when=When(steps=[12]))
-    for at, edits in (("base", []), (dict(direction="ablated", set="best for red", size=2), [edit])):
-        expected = judge.values(denoise(model, sampling, edits).images, torch.arange(3)).numpy()
+    edits = [
+        Replace(
+            SITE,
+            torch.tensor(dissected.data["mean"].sel(step=s).values[best]),
+            positions=torch.tensor(positions),
+            units=best,
+            when=When(steps=[s]),
+        )
+        for s in (2, 3)
+    ]
+    for at, given in (("base", []), (dict(direction="ablated", set="best for red", size=2), edits)):
+        expected = judge.values(denoise(model, sampling, given).images, torch.arange(3)).numpy()
         m = "colour_log_probability"
         value = data[f"{m}_base"].sel(direction="ablated") if at == "base" else data[m].sel(at)
         np.testing.assert_allclose(value, expected, atol=1e-4)
