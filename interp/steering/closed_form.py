@@ -54,7 +54,7 @@ def edit_concept(
     contexts: Sequence[str] | None = None,
     keep: Sequence[str] | None = None,
     tokens: Literal["all", "last"] = "all",
-    ridge: float = 1e-3,
+    ridge: float = 1e-4,
     keep_weight: float = 1.0,
     seed: int = 0,
 ) -> EditedDenoiser:

@@ -162,7 +162,7 @@ def _dataset(right: np.ndarray, questions: Sequence[str], readers: Sequence[str]
     for at in np.argwhere(asked):
         counted = Share(int(yes[tuple(at)]), int(asked[tuple(at)]))
         share[tuple(at)] = counted.right / counted.of
-        low[tuple(at)], high[tuple(at)] = counted.interval()
+        low[tuple(at)], high[tuple(at)] = np.clip(counted.interval(), 0, 1)
     axes, unit = ("question", "condition", "reader"), {"unit": "of pictures"}
     return xr.Dataset(
         {
