@@ -134,13 +134,11 @@ def ridge_update(
     """
     x = torch.cat([keys, kept]).double()
     away = torch.cat([wanted, kept_before]).double() - x
-    weight = torch.cat(
-        [keys.new_full((len(keys),), 1 / len(keys)), kept.new_full((len(kept),), keep_weight / max(1, len(kept)))]
-    )
-    weighted = x * weight.double()[:, None]
-    gram = x.T @ weighted + ridge * keys.double().square().sum(1).mean() * torch.eye(
-        x.shape[1], dtype=x.dtype, device=x.device
-    )
+    weight = x.new_full((len(x), 1), 1 / len(keys))
+    weight[len(keys) :] = keep_weight / max(1, len(kept))
+    weighted = x * weight
+    penalty = ridge * keys.double().square().sum(1).mean()
+    gram = x.T @ weighted + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     moved = away.abs().amax(1) > 0  # pairs that already agree add nothing to the numerator
     inverse = torch.linalg.solve(gram, weighted[moved].T)
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(away[moved].T), torch.linalg.qr(inverse)
