@@ -37,15 +37,33 @@ _HOMES = {
     "trace_image": "interp.tracing",
     "attention_maps": "interp.tracing",
     "knockout": "interp.tracing",
+    "dissect": "interp.concepts",
+    "unit_effects": "interp.concepts",
+    "edit_concept": "interp.steering",
+    "edit_report": "interp.steering",
+    "load_edit": "interp.steering",
     "Result": "interp.results",
     "InterpError": "interp.errors",
 }
-_SUBPACKAGES = ("tasks", "models", "interventions", "patching", "tracing", "plots", "kernels", "shapes")
+_SUBPACKAGES = (
+    "tasks",
+    "models",
+    "interventions",
+    "patching",
+    "tracing",
+    "concepts",
+    "steering",
+    "plots",
+    "kernels",
+    "shapes",
+)
 
 __all__ = [*_HOMES, "tasks"]
 
 if TYPE_CHECKING:
     from interp import tasks as tasks
+    from interp.concepts import dissect as dissect
+    from interp.concepts import unit_effects as unit_effects
     from interp.errors import InterpError as InterpError
     from interp.interventions.captured import DenoisingRun as DenoisingRun
     from interp.interventions.captured import Run as Run
@@ -72,6 +90,9 @@ if TYPE_CHECKING:
     from interp.models.site import Site as Site
     from interp.patching import patch as patch
     from interp.results import Result as Result
+    from interp.steering import edit_concept as edit_concept
+    from interp.steering import edit_report as edit_report
+    from interp.steering import load_edit as load_edit
     from interp.tracing import attention_maps as attention_maps
     from interp.tracing import knockout as knockout
     from interp.tracing import trace as trace

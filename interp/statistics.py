@@ -150,6 +150,50 @@ def recovered(
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def ratio_interval(
+    numerator: Any, denominator: Any, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """A ratio of sums over examples, with its interval: intersection over union, counts over counts.
+
+    Σ numerator / Σ denominator over the examples of a cell, which so count by their denominators. The interval draws
+    examples with replacement, both together, and expands percentiles as `bootstrap_interval`; a draw whose
+    denominator is zero counts as ratio 0.
+
+    Args:
+        numerator: `[..., example]`, no NaN.
+        denominator: the same shape, not negative.
+
+    Returns:
+        `(ratio, low, high)`, each `[...]`. NaN where the denominators of a cell are all zero; an interval needs two
+        examples.
+
+    Raises:
+        ShapeError: shapes that differ, NaN or infinite values, negative denominators.
+    """
+    import numpy
+
+    top, bottom = _checked(numerator, resamples), _checked(denominator, resamples)
+    if numpy.shape(numerator) != numpy.shape(denominator):
+        raise ShapeError(f"Numerator {numpy.shape(numerator)} and denominator {numpy.shape(denominator)} differ.")
+    if numpy.isnan(top).any() or numpy.isnan(bottom).any() or (bottom < 0).any():
+        raise ShapeError("A ratio of sums needs numbers throughout, and denominators that are not negative.")
+    cells, n = top.shape
+    totals = bottom.sum(1)
+    ratio = numpy.divide(top.sum(1), totals, out=numpy.full(cells, numpy.nan), where=totals > 0)
+    low, high = numpy.full(cells, numpy.nan), numpy.full(cells, numpy.nan)
+    if n > 1:
+        counts, tail = _draws(n, level, seed, resamples)
+        step = max(1, _BATCH // resamples)
+        for start in range(0, cells, step):
+            part = slice(start, start + step)
+            drawn = bottom[part] @ counts.T
+            ratios = numpy.divide(top[part] @ counts.T, drawn, out=numpy.zeros_like(drawn), where=drawn > 0)
+            low[part], high[part] = numpy.quantile(ratios, [tail, 1 - tail], axis=1)
+        low[totals == 0] = high[totals == 0] = numpy.nan
+    shape = numpy.shape(numerator)[:-1]
+    return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
 def _apart(gap: numpy.ndarray, level: float, seed: int, resamples: int) -> bool:
     """Whether a mean gap differs from zero by more than its own uncertainty."""
     low, high = bootstrap_interval(gap, level, seed, resamples)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from interp.errors import PairError, ShapeError
-from interp.statistics import bootstrap_interval, holm, recovered, sign_flip_p, smallest_p
+from interp.statistics import bootstrap_interval, holm, ratio_interval, recovered, sign_flip_p, smallest_p
 
 
 def test_sign_flip_by_hand() -> None:
@@ -217,3 +217,40 @@ def test_refusals() -> None:
     for wrong in ([-0.1], [1.1]):
         with pytest.raises(ShapeError, match="between 0 and 1"):
             holm(wrong)
+
+
+# -- ratios of sums -------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios():
+    ratio, low, high = ratio_interval([[1.0, 0.0, 9.0]], [[1.0, 9.0, 10.0]])
+    assert ratio == pytest.approx(10 / 20) and low < ratio < high
+
+
+def test_ratio_intervals_cover():
+    """Of 200 draws from a population whose ratio is 0.3, about 95 % of the intervals hold it."""
+    random = numpy.random.default_rng(0)
+    bottom = random.integers(5, 40, (200, 40))
+    top = random.binomial(bottom, 0.3)
+    _, low, high = ratio_interval(top, bottom)
+    assert 0.9 <= ((low <= 0.3) & (high >= 0.3)).mean() <= 0.99
+
+
+def test_ratios_without_spread_or_without_anything():
+    ratio, low, high = ratio_interval([[2.0, 4.0], [0.0, 0.0], [1.0, 0.0]], [[4.0, 8.0], [0.0, 0.0], [2.0, 0.0]])
+    numpy.testing.assert_allclose(ratio, [0.5, numpy.nan, 0.5])
+    assert low[0] == high[0] == 0.5 and numpy.isnan([low[1], high[1]]).all()
+    assert numpy.isnan(ratio_interval([[1.0]], [[2.0]])[1]).all()  # one example shows no spread
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "message"),
+    [
+        ([[1.0]], [[1.0, 2.0]], "differ"),
+        ([[numpy.nan]], [[1.0]], "numbers throughout"),
+        ([[1.0]], [[-1.0]], "not negative"),
+    ],
+)
+def test_ratios_that_are_refused(top, bottom, message):
+    with pytest.raises(ShapeError, match=message):
+        ratio_interval(top, bottom)

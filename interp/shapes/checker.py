@@ -13,7 +13,7 @@ import colorsys
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from interp.errors import ShapeError
@@ -60,6 +60,19 @@ def check(picture: np.ndarray) -> Reading:
         top, left = number // 2 * CELL, number % 2 * CELL
         cells.append(_object(pixels[top : top + CELL, left : left + CELL], ground))
     return Reading(near if close else UNCLEAR, tuple(cells))
+
+
+def segment(picture: UInt8[np.ndarray, "32 32 3"]) -> Bool[np.ndarray, "4 32 32"]:
+    """The pixels of which the object of each cell covers at least half; none where there is no object."""
+    pixels = picture.astype(np.float32)
+    ground = np.median(pixels.reshape(-1, 3), axis=0)
+    covered = np.zeros((len(CELLS), SIDE, SIDE), bool)
+    for number in range(len(CELLS)):
+        top, left = number // 2 * CELL, number % 2 * CELL
+        found = _cover(pixels[top : top + CELL, left : left + CELL], ground)
+        if found is not None:
+            covered[number, top : top + CELL, left : left + CELL] = found[0] >= 0.5
+    return covered
 
 
 def moments(picture: UInt8[np.ndarray, "32 32 3"], cell: int) -> tuple[float, float, float, float] | None:
