@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.errors import InterpError, nearest
 from interp.shapes.pipeline import load_pipeline, new_scheduler, new_unet
 from interp.shapes.transformer import SHIFT, load_transformer, new_transformer
 
@@ -44,9 +46,14 @@ def noised_for_v(
 ) -> tuple[Latents, Float[Tensor, " batch"], Latents]:
     """Of the UNet's schedule, with v = α·noise − σ·latent to predict."""
     times = (u * 1000).long()
-    signal = new_scheduler().alphas_cumprod[times].view(-1, 1, 1, 1)
+    signal = _signal()[times].view(-1, 1, 1, 1)
     alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
     return alpha * latents + sigma * noise, times, alpha * noise - sigma * latents
+
+
+@cache
+def _signal() -> Float[Tensor, " time"]:
+    return new_scheduler().alphas_cumprod
 
 
 def noised_for_flow(
@@ -69,3 +76,14 @@ ARCHITECTURES = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+
+def architecture_named(name: str) -> Architecture:
+    """A row of `ARCHITECTURES`.
+
+    Raises:
+        InterpError: a name that is not there.
+    """
+    if name not in ARCHITECTURES:
+        raise InterpError(f"There is no architecture {name!r} of the shapes model." + nearest(name, ARCHITECTURES))
+    return ARCHITECTURES[name]

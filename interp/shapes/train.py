@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pixel_unshuffle
 
-from interp.errors import InterpError, LoadError, nearest
-from interp.shapes.architecture import ARCHITECTURES
+from interp.errors import LoadError
+from interp.shapes.architecture import architecture_named
 from interp.shapes.caption import caption, full_caption, tokenizer
 from interp.shapes.optimizer import Muon
 from interp.shapes.packing import unpacked
@@ -52,7 +52,7 @@ class Recipe:
         text_steps: of reading before the first picture, where the text encoder learns at all.
         average: of weights, with the power law t^average: its span is about a tenth of the steps so far.
         bfloat16: autocast; twice as fast where the processor multiplies bfloat16, slower where not.
-        architecture: a name in `ARCHITECTURES`.
+        architecture: a name in `interp.shapes.architecture.ARCHITECTURES`.
     """
 
     variant: str = "A"
@@ -77,11 +77,8 @@ class Training:
     """The state of a run: denoiser, text encoder, their averages, optimiser, step."""
 
     def __init__(self, recipe: Recipe) -> None:
-        if recipe.architecture not in ARCHITECTURES:
-            hint = nearest(recipe.architecture, ARCHITECTURES)
-            raise InterpError(f"There is no architecture {recipe.architecture!r} of the shapes model.{hint}")
         self.recipe = recipe
-        self.architecture = ARCHITECTURES[recipe.architecture]
+        self.architecture = architecture_named(recipe.architecture)
         self.step = 0
         torch.manual_seed(recipe.seed)
         text_encoder, denoiser = new_text_encoder(), self.architecture.new()
@@ -136,7 +133,9 @@ class Training:
         latents, ids = self._tensors(scenes, [full_caption(scene) for scene in scenes])
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         return {
-            f"loss_{place}": self._loss(self.average, latents, ids, torch.full((n,), (place + 0.5) / 1000), noise).item()
+            f"loss_{place}": self._loss(
+                self.average, latents, ids, torch.full((n,), (place + 0.5) / 1000), noise
+            ).item()
             for place in _HELD_OUT
         }
 

@@ -56,6 +56,14 @@ class PixelFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)  # pyright: ignore[reportArgumentType]
 
 
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
+        """As `FlowMatchEulerDiscreteScheduler.step`; a tuple also has the picture that the prediction amounts to."""
+        result = super().step(model_output, timestep, sample, **options)  # pyright: ignore[reportArgumentType]
+        if not isinstance(result, tuple):
+            return result
+        return (*result, sample - timestep / self.config.num_train_timesteps * model_output)
+
+
 class ShapesTransformerPipeline(PixArtAlphaPipeline):
     """`PixArtAlphaPipeline` whose call has this model's defaults, and refuses words that it does not know."""
 
