@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from interp.errors import InterpError, nearest
@@ -17,6 +17,7 @@ from interp.shapes.pipeline import load_pipeline, new_scheduler, new_unet
 from interp.shapes.transformer import SHIFT, load_transformer, new_transformer
 
 Latents = Float[Tensor, "batch 12 16 16"]
+Noised = tuple[Latents, Real[Tensor, " batch"], Latents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,10 @@ class Architecture:
     load: Callable[[Path | None], Any]
     reads: bool
     plain: tuple[str, ...]
-    noised: Callable[[Latents, Latents, Float[Tensor, " batch"]], tuple[Latents, Float[Tensor, " batch"], Latents]]
+    noised: Callable[[Latents, Latents, Float[Tensor, " batch"]], Noised]
 
 
-def noised_for_v(
-    latents: Latents, noise: Latents, u: Float[Tensor, " batch"]
-) -> tuple[Latents, Float[Tensor, " batch"], Latents]:
+def noised_for_v(latents: Latents, noise: Latents, u: Float[Tensor, " batch"]) -> Noised:
     """Of the UNet's schedule, with v = α·noise − σ·latent to predict."""
     times = (u * 1000).long()
     signal = _signal()[times].view(-1, 1, 1, 1)
@@ -56,9 +55,7 @@ def _signal() -> Float[Tensor, " time"]:
     return new_scheduler().alphas_cumprod
 
 
-def noised_for_flow(
-    latents: Latents, noise: Latents, u: Float[Tensor, " batch"]
-) -> tuple[Latents, Float[Tensor, " batch"], Latents]:
+def noised_for_flow(latents: Latents, noise: Latents, u: Float[Tensor, " batch"]) -> Noised:
     """Of rectified flow, with noise − latent to predict."""
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
     share = sigma.view(-1, 1, 1, 1)

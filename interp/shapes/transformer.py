@@ -55,7 +55,6 @@ class PixelFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         # diffusers annotates what may be None as if it might not
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)  # pyright: ignore[reportArgumentType]
 
-
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
         """As `FlowMatchEulerDiscreteScheduler.step`; a tuple also has the picture that the prediction amounts to."""
         result = super().step(model_output, timestep, sample, **options)  # pyright: ignore[reportArgumentType]
