@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interp.errors import InterpError, nearest
 from interp.shapes.pipeline import load_pipeline, new_scheduler, new_unet
-from interp.shapes.transformer import SHIFT, load_transformer, new_transformer
+from interp.shapes.transformer import SHIFT, TIMES, load_transformer, new_transformer
 
 Latents = Float[Tensor, "batch 12 16 16"]
 Noised = tuple[Latents, Real[Tensor, " batch"], Latents]
@@ -59,7 +59,7 @@ def noised_for_flow(latents: Latents, noise: Latents, u: Float[Tensor, " batch"]
     """Of rectified flow, with noise − latent to predict."""
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
     share = sigma.view(-1, 1, 1, 1)
-    return (1 - share) * latents + share * noise, 1000 * sigma, noise - latents
+    return (1 - share) * latents + share * noise, TIMES * sigma, noise - latents
 
 
 ARCHITECTURES = MappingProxyType(

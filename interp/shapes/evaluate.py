@@ -142,10 +142,12 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     scenes, prompts = evaluation_set(n, seed)
     pipeline = architecture_named(architecture).load(weights)
-    own = inspect.signature(type(pipeline).__call__).parameters
-    steps = own["num_inference_steps"].default if steps is None else steps
-    guidance = own["guidance_scale"].default if guidance is None else guidance
-    pictures = draw(pipeline, prompts, seed, steps, guidance)
+    own: Any = inspect.signature(type(pipeline).__call__).parameters
+    asked = {
+        "steps": own["num_inference_steps"].default if steps is None else steps,
+        "guidance": own["guidance_scale"].default if guidance is None else guidance,
+    }
+    pictures = draw(pipeline, prompts, seed, **asked)
     wanted = [ideal(scene) for scene in scenes]
     readings = {"checker": [check(picture) for picture in pictures]}
     if judged:
@@ -153,7 +155,7 @@ def evaluate(
     report = {reader: shares(seen, wanted) for reader, seen in readings.items()}
     agreed = agreement(readings["checker"], readings["judge"]) if judged else None
     record = {
-        "architecture": architecture, "n": n, "seed": seed, "steps": steps, "guidance": guidance,
+        "architecture": architecture, "n": n, "seed": seed, **asked,
         "accuracy": {r: {c: {f: s.record() for f, s in t.items()} for c, t in of.items()} for r, of in report.items()},
         "agreement": {factor: share.record() for factor, share in (agreed or {}).items()},
     }  # fmt: skip

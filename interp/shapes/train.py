@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -83,7 +83,7 @@ class Training:
         torch.manual_seed(recipe.seed)
         text_encoder, denoiser = new_text_encoder(), self.architecture.new()
         # PyTorch's fused attention is six times slower backwards in bfloat16 on a CPU than plain products
-        denoiser.set_attn_processor(AttnProcessor())
+        cast(Any, denoiser).set_attn_processor(AttnProcessor())
         text_encoder.set_attn_implementation("eager")
         text_encoder.requires_grad_(self.architecture.reads)
         self.model = nn.ModuleDict({"text_encoder": text_encoder, self.architecture.denoiser: denoiser})
