@@ -65,14 +65,23 @@ def noised_for_flow(latents: Latents, noise: Latents, u: Float[Tensor, " batch"]
 ARCHITECTURES = MappingProxyType(
     {
         "unet": Architecture(
-            "unet", new_unet, load_pipeline, True, ("conv_in", "conv_out", "embedding"), noised_for_v
+            denoiser="unet",
+            new=new_unet,
+            load=load_pipeline,
+            reads=True,
+            plain=("conv_in", "conv_out", "embedding"),
+            noised=noised_for_v,
         ),
         "dit": Architecture(
-            "transformer", new_transformer, load_transformer, False,
-            ("pos_embed", "proj_out", "embedder", "scale_shift_table"), noised_for_flow,
+            denoiser="transformer",
+            new=new_transformer,
+            load=load_transformer,
+            reads=False,
+            plain=("pos_embed", "proj_out", "embedder", "scale_shift_table"),
+            noised=noised_for_flow,
         ),
     }
-)  # fmt: skip
+)
 
 
 def architecture_named(name: str) -> Architecture:
