@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
 
-from interp.errors import LoadError
+from interp.errors import LoadError, nearest
 from interp.models.checks import prove_replay, prove_sums
 from interp.models.denoiser import Denoiser, describe_pipeline
 from interp.models.families import FAMILIES, REFUSED, Family
 from interp.models.language_model import LanguageModel, Layer, weight_of
 
-EMBEDDED = ("smollm2-135m", "shapes")
-"""Models that need no hub: a language model and a text-to-image model."""
+EMBEDDED = ("smollm2-135m", "shapes", "shapes-dit")
+"""Models that need no hub: a language model, and two text-to-image models, a UNet and a transformer."""
 
 
 @overload
 def load(
-    x: Literal["shapes"], tokenizer: Any = None, *, name: str | None = None, dtype: torch.dtype | None = None
+    x: Literal["shapes", "shapes-dit"],
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Denoiser: ...
 
 
@@ -49,7 +54,8 @@ def load(
 
     `x` may be
 
-    - `"smollm2-135m"` or `"shapes"`, the embedded defaults for text and for images, which need no hub;
+    - `"smollm2-135m"` or `"shapes"`, the embedded defaults for text and for images, or `"shapes-dit"`, the second
+      architecture for images: they need no hub;
     - a Hugging Face hub id, or the path of a folder with safetensors weights (of a pipeline, if it has a
       `model_index.json`);
     - an `nn.Module` of transformers with its tokenizer;
@@ -67,19 +73,25 @@ def load(
         trust_remote_code: allow a repository's own Python code; never implied.
 
     Raises:
-        LoadError: nothing loadable, an unsupported kind of model (with the reason), weights that are
-            not finite, or a proof that fails.
+        LoadError: nothing loadable, a misspelt embedded name, an unsupported kind of model (with the reason),
+            weights that are not finite, or a proof that fails.
     """
     if isinstance(x, str) and x == "shapes":
         from interp.shapes.pipeline import load_pipeline
 
         return describe_pipeline(_cast(load_pipeline(), dtype), name or x)
+    if isinstance(x, str) and x == "shapes-dit":
+        from interp.shapes.transformer import load_transformer
+
+        return describe_pipeline(_cast(load_transformer(), dtype), name or x)
     if isinstance(x, str) and x in EMBEDDED:
         from interp.models.smollm2 import load_smollm2
 
         network, tokenizer = load_smollm2()
         network.requires_grad_(False)
         return describe(network if dtype is None else network.to(dtype), tokenizer, name or x)
+    if isinstance(x, str) and get_close_matches(x, EMBEDDED, cutoff=0.8) and not Path(x).exists():
+        raise LoadError(f"There is no embedded model {x!r}; a model of the hub is owner/name." + nearest(x, EMBEDDED))
     if isinstance(x, str | Path) and _is_pipeline(x):
         return describe_pipeline(_pipeline_from_pretrained(str(x), dtype or torch.float32), name or str(x))
     if isinstance(x, str | Path):

@@ -12,11 +12,13 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import PairError, nearest
@@ -96,7 +98,10 @@ def _word(value: str, random: Random) -> str:
 
 
 class ShapesTokenizer(PreTrainedTokenizerFast):
-    """One token a word, padded to `MAX_TOKENS`; it refuses what is not in the vocabulary."""
+    """One token a word, padded to `MAX_TOKENS`; it refuses what is not in the vocabulary.
+
+    The padding is part of the text that models read, so its attention mask hides nothing.
+    """
 
     def __call__(self, text: str | Sequence[str], *args: Any, **options: Any) -> Any:
         """What any tokenizer returns.
@@ -106,7 +111,10 @@ class ShapesTokenizer(PreTrainedTokenizerFast):
         """
         for prompt in [text] if isinstance(text, str) else text:
             check_prompt(prompt)
-        return super().__call__(text if isinstance(text, str) else list(text), *args, **options)
+        encoding = super().__call__(text if isinstance(text, str) else list(text), *args, **options)
+        if isinstance(mask := encoding.get("attention_mask"), Tensor):
+            encoding["attention_mask"] = torch.ones_like(mask)
+        return encoding
 
     def tokenize(self, text: str, *args: Any, **options: Any) -> list[str]:
         """What any tokenizer returns. Diffusers looks here first, for names of textual inversions.

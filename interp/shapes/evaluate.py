@@ -1,4 +1,4 @@
-"""How often the shapes model draws what it is asked for: `python -m interp.shapes.evaluate --out FOLDER`.
+"""How often a shapes model draws what it is asked for: `python -m interp.shapes.evaluate --out FOLDER`.
 
 Prompts say everything (in random order and words), so every factor has a right answer. Each picture is read by the
 checker and by the judge; where both agree with the prompt there is little doubt, and where they differ from one
@@ -7,12 +7,13 @@ another the table says how often.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ import typer
 from jaxtyping import UInt8
 from PIL import Image
 
+from interp.shapes.architecture import architecture_named
 from interp.shapes.caption import caption
 from interp.shapes.checker import check
 from interp.shapes.judge import load_judge
-from interp.shapes.pipeline import GUIDANCE, STEPS, ShapesPipeline, load_pipeline
 from interp.shapes.reading import Reading, compare, ideal
 from interp.shapes.render import SIDE
 from interp.shapes.scene import VARIANTS, Scene, sample_scene
@@ -51,7 +52,7 @@ class Share:
 
 
 def draw(
-    pipeline: ShapesPipeline, prompts: Sequence[str], seed: int, steps: int = STEPS, guidance: float = GUIDANCE
+    pipeline: Any, prompts: Sequence[str], seed: int, steps: int, guidance: float
 ) -> UInt8[np.ndarray, "batch 32 32 3"]:
     """One picture per prompt. Prompt i starts from the noise of seed + i, whatever the other prompts are."""
     pictures = []
@@ -129,25 +130,32 @@ def _percent(share: Share | None) -> str:
 
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of accuracy.json, accuracy.md and samples.png.")],
+    architecture: Annotated[str, typer.Option(help="unet or dit.")] = "unet",
     weights: Annotated[Path | None, typer.Option(help="Folder of the weights; those of interp if not given.")] = None,
     n: Annotated[int, typer.Option(help="Prompts, half of them with two objects.")] = 1_000,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    steps: Annotated[int | None, typer.Option(help="Of denoising; the model's own if not given.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its scale; the model's own if not given.")] = None,
     seed: int = 0,
     judged: Annotated[bool, typer.Option(help="Ask the judge as well as the checker.")] = True,
 ) -> None:
     """Draw, read, count."""
     out.mkdir(parents=True, exist_ok=True)
     scenes, prompts = evaluation_set(n, seed)
-    pictures = draw(load_pipeline(weights), prompts, seed, steps, guidance)
+    pipeline = architecture_named(architecture).load(weights)
+    own: Any = inspect.signature(type(pipeline).__call__).parameters
+    asked = {
+        "steps": own["num_inference_steps"].default if steps is None else steps,
+        "guidance": own["guidance_scale"].default if guidance is None else guidance,
+    }
+    pictures = draw(pipeline, prompts, seed, **asked)
     wanted = [ideal(scene) for scene in scenes]
     readings = {"checker": [check(picture) for picture in pictures]}
     if judged:
-        readings["judge"] = load_judge(weights).judge(pictures).readings()
+        readings["judge"] = load_judge().judge(pictures).readings()
     report = {reader: shares(seen, wanted) for reader, seen in readings.items()}
     agreed = agreement(readings["checker"], readings["judge"]) if judged else None
     record = {
-        "n": n, "seed": seed, "steps": steps, "guidance": guidance,
+        "architecture": architecture, "n": n, "seed": seed, **asked,
         "accuracy": {r: {c: {f: s.record() for f, s in t.items()} for c, t in of.items()} for r, of in report.items()},
         "agreement": {factor: share.record() for factor, share in (agreed or {}).items()},
     }  # fmt: skip

@@ -1,4 +1,7 @@
-"""Make a checkpoint the weights of the package: `python -m interp.shapes.export --run FOLDER --out assets/shapes`."""
+"""Make a checkpoint the weights of the package: `python -m interp.shapes.export --run FOLDER --out assets/shapes`.
+
+The checkpoint's architecture does not matter here; a transformer goes to `assets/shapes-dit`.
+"""
 
 from __future__ import annotations
 

@@ -171,17 +171,17 @@ def new_pipeline(text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> Sha
     return pipeline
 
 
-def assets() -> Path:
-    """The folder of the weights: beside the package in a checkout, inside it in a wheel.
+def assets(model: str = "shapes") -> Path:
+    """The folder of a model's weights: beside the package in a checkout, inside it in a wheel.
 
     Raises:
         LoadError: neither is there.
     """
     package = Path(__file__).parents[1]
-    for folder in (package.parent / "assets" / "shapes", package / "assets" / "shapes"):
+    for folder in (package.parent / "assets" / model, package / "assets" / model):
         if folder.is_dir():
             return folder
-    raise LoadError(f"The weights of the shapes model are missing: there is no folder assets/shapes near {package}.")
+    raise LoadError(f"The weights of the {model} model are missing: there is no folder assets/{model} near {package}.")
 
 
 def load_pipeline(folder: Path | None = None) -> ShapesPipeline:

@@ -1,4 +1,4 @@
-"""Train the shapes model: `python -m interp.shapes.train --out FOLDER`. Hours on two cores; stop it at any time.
+"""Train a shapes model: `python -m interp.shapes.train --out FOLDER`. An hour of one core; stop it at any time.
 
 Everything random follows from (seed, step), and the checkpoint holds weights, averages and optimiser, so training
 that was killed continues exactly as if it had not been. The schedule is warm-up, constant, cooldown: run again
@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -26,18 +26,18 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pixel_unshuffle
 
 from interp.errors import LoadError
+from interp.shapes.architecture import architecture_named
 from interp.shapes.caption import caption, full_caption, tokenizer
 from interp.shapes.optimizer import Muon
 from interp.shapes.packing import unpacked
-from interp.shapes.pipeline import new_scheduler, new_text_encoder, new_unet
+from interp.shapes.pipeline import WEIGHTS, assets, load_into, new_text_encoder, read_weights
 from interp.shapes.render import render
 from interp.shapes.scene import Scene, sample_scene, sample_scenes, variant_named
 from interp.shapes.text import pretrain
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
-_PLAIN = ("conv_in", "conv_out", "embedding")  # AdamW's share among the matrices
-_HELD_OUT_TIMES = (999, 949, 899, 799, 649, 449, 249, 49)
+_HELD_OUT = (999, 949, 899, 799, 649, 449, 249, 49)  # thousandths of the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,10 @@ class Recipe:
         cooldown: last steps, in which the learning rate falls linearly to zero.
         easy: first steps, in which second objects become frequent and captions begin to omit.
         dropout: share of empty captions, for guidance.
-        text_steps: of reading before the first picture.
+        text_steps: of reading before the first picture, where the text encoder learns at all.
         average: of weights, with the power law t^average: its span is about a tenth of the steps so far.
         bfloat16: autocast; twice as fast where the processor multiplies bfloat16, slower where not.
+        architecture: a name in `interp.shapes.architecture.ARCHITECTURES`.
     """
 
     variant: str = "A"
@@ -66,6 +67,7 @@ class Recipe:
     text_steps: int = 300
     average: float = 8.0
     bfloat16: bool = True
+    architecture: str = "unet"
 
 
 _DEFAULTS = Recipe()
@@ -76,27 +78,33 @@ class Training:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.architecture = architecture_named(recipe.architecture)
         self.step = 0
         torch.manual_seed(recipe.seed)
-        text_encoder, unet = new_text_encoder(), new_unet()
+        text_encoder, denoiser = new_text_encoder(), self.architecture.new()
         # PyTorch's fused attention is six times slower backwards in bfloat16 on a CPU than plain products
-        unet.set_attn_processor(AttnProcessor())
+        cast(Any, denoiser).set_attn_processor(AttnProcessor())
         text_encoder.set_attn_implementation("eager")
-        self.model = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+        text_encoder.requires_grad_(self.architecture.reads)
+        self.model = nn.ModuleDict({"text_encoder": text_encoder, self.architecture.denoiser: denoiser})
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizers = {name: Muon(dict(part.named_parameters()), _PLAIN) for name, part in self.model.items()}
+        learning = self.model if self.architecture.reads else {self.architecture.denoiser: denoiser}
+        plain = self.architecture.plain
+        self.optimizers = {name: Muon(dict(part.named_parameters()), plain) for name, part in learning.items()}
         self._words = tokenizer()
-        self._signal = new_scheduler().alphas_cumprod
 
     def start(self) -> dict[str, Any]:
-        """Teach the text encoder to read, before step 0; what to log."""
+        """Teach the text encoder to read, or take the one that has learned it, before step 0; what to log."""
         recipe = self.recipe
-        encoder = self.model["text_encoder"]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # its products are too small to share
-        # a ModuleDict returns modules of no known kind
-        read = pretrain(encoder, variant_named(recipe.variant), recipe.seed, recipe.text_steps)  # pyright: ignore[reportArgumentType]
-        torch.set_num_threads(threads)
+        encoder: Any = self.model["text_encoder"]  # a ModuleDict returns modules of no known kind
+        if self.architecture.reads:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # its products are too small to share
+            read = pretrain(encoder, variant_named(recipe.variant), recipe.seed, recipe.text_steps)
+            torch.set_num_threads(threads)
+        else:
+            load_into(encoder, "text_encoder", read_weights(assets() / WEIGHTS))
+            read = "borrowed"
         self.average.load_state_dict(self.model.state_dict())
         return {"step": 0, "read": read}
 
@@ -106,12 +114,12 @@ class Training:
         latents, ids = self._examples()
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
         slots = torch.arange(recipe.batch)  # one time in each 64th of the schedule: less noise in the gradient
-        times = ((slots + torch.rand(recipe.batch, generator=generator)) / recipe.batch * 1000).long()
-        loss = self._loss(self.model, latents, ids, times, torch.randn(latents.shape, generator=generator))
+        u = (slots + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+        loss = self._loss(self.model, latents, ids, u, torch.randn(latents.shape, generator=generator))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizers["unet"].step(self._rate())
-        self.optimizers["text_encoder"].step(self._rate() / 4)  # which has learned to read, and should not forget it
+        for part, optimizer in self.optimizers.items():  # a text encoder has learned to read, and should not forget it
+            optimizer.step(self._rate() / 4 if part == "text_encoder" else self._rate())
         self.step += 1
         weight = 1 - (1 - 1 / self.step) ** (recipe.average + 1)
         for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -120,13 +128,15 @@ class Training:
 
     @torch.no_grad()
     def held_out(self, n: int = 128) -> dict[str, float]:
-        """Loss of the average by time step, for scenes and noise that are always the same."""
+        """Loss of the average by place in the schedule, for scenes and noise that are always the same."""
         scenes = sample_scenes(n, seed=999_999_937, variant=self.recipe.variant)
         latents, ids = self._tensors(scenes, [full_caption(scene) for scene in scenes])
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         return {
-            f"loss_{t}": self._loss(self.average, latents, ids, torch.full((n,), t), noise).item()
-            for t in _HELD_OUT_TIMES
+            f"loss_{place}": self._loss(
+                self.average, latents, ids, torch.full((n,), (place + 0.5) / 1000), noise
+            ).item()
+            for place in _HELD_OUT
         }
 
     def save(self, path: Path) -> None:
@@ -140,7 +150,7 @@ class Training:
         """Continue from a checkpoint of the same kind of run.
 
         Raises:
-            LoadError: the checkpoint was made for another variant or seed.
+            LoadError: the checkpoint was made for another architecture, variant or seed.
         """
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
@@ -150,10 +160,11 @@ class Training:
         """Continue from the tensors and the state of a checkpoint.
 
         Raises:
-            LoadError: they are of another variant or seed.
+            LoadError: they are of another architecture, variant or seed.
         """
-        for name in ("variant", "seed"):
-            found, wanted = state["recipe"][name], getattr(self.recipe, name)
+        recipe = asdict(_DEFAULTS) | state["recipe"]  # states older than the second architecture do not name the first
+        for name in ("architecture", "variant", "seed"):
+            found, wanted = recipe[name], getattr(self.recipe, name)
             if found != wanted:
                 raise LoadError(f"The checkpoint has {name}={found!r}, and {wanted!r} is wanted.")
         parts = {"model": self.model.load_state_dict, "average": self.average.load_state_dict}
@@ -195,18 +206,21 @@ class Training:
         ids = self._words(texts, padding="max_length", return_tensors="pt")["input_ids"]
         return pixel_unshuffle(pictures, 2), ids
 
-    def _loss(self, model: nn.ModuleDict, latents: Tensor, ids: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        """The mean squared error of v = α·noise − σ·latent."""
-        alpha = self._signal[times].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - self._signal[times]).sqrt().view(-1, 1, 1, 1)
+    def _loss(
+        self, model: nn.ModuleDict, latents: Tensor, ids: Tensor, u: Float[Tensor, " batch"], noise: Tensor
+    ) -> Tensor:
+        """The mean squared error of what the architecture predicts."""
+        given, times, wanted = self.architecture.noised(latents, noise, u)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16):
             states = model["text_encoder"](ids).last_hidden_state
-            predicted = model["unet"](alpha * latents + sigma * noise, times, states).sample
-        return mse_loss(predicted.float(), alpha * noise - sigma * latents)
+            denoiser = model[self.architecture.denoiser]
+            predicted = denoiser(given, timestep=times, encoder_hidden_states=states).sample
+        return mse_loss(predicted.float(), wanted)
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint and the log; training in it continues.")],
+    architecture: Annotated[str, typer.Option(help="unet or dit.")] = _DEFAULTS.architecture,
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes of computing (pauses not counted).")] = 1e9,
     steps: Annotated[int, typer.Option(help="Length of the whole schedule.")] = _DEFAULTS.steps,
     cooldown: Annotated[int, typer.Option(help="Last steps, while the rate falls to zero.")] = _DEFAULTS.cooldown,
@@ -221,7 +235,10 @@ def train(
 ) -> None:
     """Train until the schedule ends, or the minutes do."""
     out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(variant, seed, steps, batch, rate, cooldown=cooldown, text_steps=text_steps, bfloat16=bfloat16)
+    recipe = Recipe(
+        variant, seed, steps, batch, rate, cooldown=cooldown, text_steps=text_steps, bfloat16=bfloat16,
+        architecture=architecture,
+    )  # fmt: skip
     training, begun = Training(recipe), time.thread_time()
     if (out / CHECKPOINT).exists():
         training.load(out / CHECKPOINT)

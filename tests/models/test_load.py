@@ -435,3 +435,19 @@ def test_families_of_transformer_lenss_adapters(family):
         with pytest.raises(SiteError, match="at layer 2, resid_pre .* attn_out .* is off by"):
             model.check(Site("attn_out", 0))
     assert "adapter" in model.not_replayable
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("shapes-dti", "shapes-dit"), ("shape", "shapes"), ("smollm2-135", "smollm2-135m")]
+)
+def test_a_misspelt_embedded_name_gets_the_nearest_without_asking_the_hub(wrong, right, monkeypatch):
+    monkeypatch.setattr("interp.models.load._is_pipeline", lambda x: pytest.fail("the hub was asked"))
+    with pytest.raises(LoadError, match=f"no embedded model '{wrong}'.*Did you mean '{right}'"):
+        load(wrong)
+
+
+def test_a_folder_named_like_an_embedded_model_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shape").mkdir()
+    with pytest.raises(LoadError, match="Cannot load 'shape'"):
+        load("shape")
