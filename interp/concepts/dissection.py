@@ -125,7 +125,7 @@ class DissectionResult(Result):
 
     def plot_units(self, concepts: Sequence[str]) -> Figure:
         """Held-out pictures with a concept, darkened where its best unit is not."""
-        from interp.plots import mosaic
+        from interp.plots import picture_grid
 
         data = self.data.sel(concept=list(concepts))
         dark = np.where(data["here"].values[..., None], data["pictures"].values, data["pictures"].values // 4)
@@ -135,7 +135,8 @@ class DissectionResult(Result):
             f"{c}: unit {int(b['unit'])}, step {int(b['step'])}, IoU {float(b['iou']):.2f}"
             for c, b in zip(concepts, at, strict=True)
         ]
-        return mosaic(dark, labels, f"{self.title}: where the best units are")
+        columns = {f"picture {number + 1}": dark[:, number] for number in range(dark.shape[1])}
+        return picture_grid(columns, rows=labels, title=f"{self.title}: where the best units are")
 
     def summary(self) -> str:
         """The best unit of each concept."""

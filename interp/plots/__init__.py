@@ -4,14 +4,13 @@ from interp.plots.bars import bars
 from interp.plots.curves import curves, panels
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png
-from interp.plots.mosaic import mosaic
 from interp.plots.overlay import overlays
 from interp.plots.pictures import picture_grid
 from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
 __all__ = [
-    "Section", "bars", "curves", "heatmap", "mosaic", "overlays", "panels", "picture_grid", "plain", "report",
+    "Section", "bars", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain", "report",
     "token_label", "write_png",
     "write_report",
 ]  # fmt: skip

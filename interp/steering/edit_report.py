@@ -74,9 +74,11 @@ class EditReport(Result):
 
     def plot_pictures(self) -> Figure:
         """The first pictures whose prompts name the concept, by condition."""
-        from interp.plots import mosaic
+        from interp.plots import picture_grid
 
-        return mosaic(self.data["pictures"].values, list(CONDITIONS), self.title)
+        pictures = self.data["pictures"]
+        columns = {condition: pictures.sel(condition=condition).values for condition in CONDITIONS}
+        return picture_grid(columns, rows=[str(prompt) for prompt in pictures["shown"].values], title=self.title)
 
     def summary(self) -> str:
         """The table of shares by the checker."""
@@ -149,10 +151,12 @@ def edit_report(
         target=target, edit=dict(edited.record), norm=edited.norm, seed=seed, first_noise_seed=first, steps=steps,
         guidance=guidance, n_attempted=2 * n, n_scored=2 * n, prompts=prompts,
     )  # fmt: skip
-    return EditReport(_dataset(right, questions, readers, np.stack(shown)), record)
+    return EditReport(_dataset(right, questions, readers, np.stack(shown), prompts[:SHOWN]), record)
 
 
-def _dataset(right: np.ndarray, questions: Sequence[str], readers: Sequence[str], shown: np.ndarray) -> Dataset:
+def _dataset(
+    right: np.ndarray, questions: Sequence[str], readers: Sequence[str], shown: np.ndarray, prompts: Sequence[str]
+) -> Dataset:
     import xarray as xr
 
     from interp.shapes.evaluate import Share
@@ -172,7 +176,12 @@ def _dataset(right: np.ndarray, questions: Sequence[str], readers: Sequence[str]
             "high": (axes, high, unit),
             "pictures": (("condition", "shown", "y", "x", "rgb"), shown, {"unit": "0 to 255"}),
         },
-        {"question": list(questions), "condition": list(CONDITIONS), "reader": list(readers)},
+        {
+            "question": list(questions),
+            "condition": list(CONDITIONS),
+            "reader": list(readers),
+            "shown": list(prompts),
+        },
     )
 
 
