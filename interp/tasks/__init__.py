@@ -1,20 +1,32 @@
-"""Prompt pairs, and generators of the tasks on which circuits and facts are studied."""
+"""Prompt pairs, and generators of the tasks on which circuits and facts are studied; models whose circuits are known."""
 
 from interp.tasks.agreement import agreement
+from interp.tasks.compiled import compiled
+from interp.tasks.copying import induction_by_hand
 from interp.tasks.facts import facts
+from interp.tasks.gates import gate
 from interp.tasks.induction import induction
 from interp.tasks.ioi import ioi
 from interp.tasks.pairs import EncodedTask, PromptPair, Task, single_token
+from interp.tasks.planted import planted
+from interp.tasks.programs import PROGRAMS
 from interp.tasks.pronouns import pronouns
+from interp.tasks.truth import GroundTruth
 
 __all__ = [
+    "PROGRAMS",
     "EncodedTask",
+    "GroundTruth",
     "PromptPair",
     "Task",
     "agreement",
+    "compiled",
     "facts",
+    "gate",
     "induction",
+    "induction_by_hand",
     "ioi",
+    "planted",
     "pronouns",
     "single_token",
 ]
