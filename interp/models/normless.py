@@ -1,4 +1,4 @@
-"""Networks whose weights are known because somebody put them there: GPT-2 with its norms taken out, and words as tokens.
+"""Networks whose weights somebody put there one by one: GPT-2 with its norms taken out, and words as tokens.
 
 Without norms a residual stream is a sum of parts and nothing else, so that what a component reads of another can be
 said exactly. The module is transformers' own GPT-2, each norm an identity: the family table, the proofs on loading,

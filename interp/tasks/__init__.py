@@ -1,4 +1,4 @@
-"""Prompt pairs, and generators of the tasks on which circuits and facts are studied; models whose circuits are known."""
+"""Prompt pairs, generators of the tasks on which circuits and facts are studied, and models of known circuits."""
 
 from interp.tasks.agreement import agreement
 from interp.tasks.compiled import compiled

@@ -1,8 +1,8 @@
 """An induction circuit by hand: two layers of attention, in a residual stream without a preferred basis.
 
-`a0.h0` attends to the word before and notes it; `a1.h0` attends to where the word before was the present one, and copies
-what stands there. The other head of each layer has random weights: it reads everything and writes where nobody of the
-circuit looks. All of it is then turned by a random rotation, so that no coordinate means anything.
+`a0.h0` attends to the word before and notes it; `a1.h0` attends to where the word before was the present one, and
+copies what stands there. The other head of each layer has random weights: it reads everything and writes where nobody
+of the circuit looks. All of it is then turned by a random rotation, so that no coordinate means anything.
 
 Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson et al. 2022 (arXiv:2209.11895).
 """

@@ -33,7 +33,8 @@ class GroundTruth:
         model: as `interp.load` makes it.
         task: pairs on which the circuit does its work.
         circuits: by ablation, the true edges.
-        carried: by edge, the variables that travel along it, where they have names.
+        carried: by edge, the variables that travel along it, where they have names; edges that carry something and yet
+            are in no circuit are idle.
         unseen: true edges that show no effect when each is patched alone, by the way of patching: `"noising"` (the
             clean run, one edge corrupted), `"denoising"` (the corrupted run, one edge clean) or `"zero"` (the clean
             run, one edge gone). Whatever looks at one edge at a time in that way cannot find them.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tasks import edge_oracle
 
 from interp.errors import LoadError, PairError
 from interp.tasks import compiled
@@ -47,6 +48,26 @@ def test_pairs_differ_in_one_word_or_an_exchange_and_in_their_answers(name) -> N
         assert pair.answer == f" {program.answer(clean)}" != f" {program.answer(corrupted)}" == pair.wrong_answer
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
+@torch.no_grad()
+def test_under_zero_ablation_the_circuit_and_nothing_less_answers_the_whole_domain(name) -> None:
+    truth, domain = compiled(name, 1), list(every_prompt(PROGRAMS[name]))
+    network, number = truth.model.network, truth.model.tokenizer.get_vocab()
+    rows, last = torch.arange(len(domain)), torch.tensor([len(words) for words, _ in domain])
+    ids = torch.zeros(len(domain), int(last.max()) + 1, dtype=torch.long)
+    for row, (words, _) in zip(ids, domain, strict=True):
+        row[1 : len(words) + 1] = torch.tensor([number[word] for word in words])
+
+    def without(cut):
+        logits = edge_oracle.forward(network, ids, lambda edge, x: torch.zeros_like(x) if edge in cut else x)[0]
+        return logits[rows, last]
+
+    everything = without(set())
+    assert (without(set(truth.all_edges) - truth.edges("zero")) - everything).abs().max() <= 1e-3
+    for edge in truth.edges("zero"):
+        assert (without({edge}) - everything).abs().max() > 1
+
+
 def test_known_circuits_of_the_literature() -> None:
     """ACDC's two programs, under resample ablation, as they are known elsewhere; here `reverse` needs fewer layers."""
     assert compiled("reverse", 1).edges() == {"input->a1.h0<v>", "a1.h0->logits"}
@@ -55,7 +76,7 @@ def test_known_circuits_of_the_literature() -> None:
 
 def test_edges_say_what_they_carry() -> None:
     truth = compiled("induction", 1)
-    assert truth.edges("zero") == truth.carried.keys()
+    assert truth.edges() < truth.edges("zero") < truth.carried.keys()
     assert truth.carried["a1.h0->a2.h0<k>"] == ("previous",)
     assert "tokens" in truth.carried["input->a2.h0<q>"]
 

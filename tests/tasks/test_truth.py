@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from functools import cache
 
-import edge_oracle
 import pytest
 import torch
+from tasks import edge_oracle
 
 from interp.errors import InterpError, PairError
 from interp.interventions.edits import Replace
 from interp.interventions.run import run
 from interp.interventions.sweep import sweep
+from interp.models.site import Site
 from interp.tasks import compiled, gate, induction_by_hand, planted
 from interp.tasks.metrics import LogitDifference
 from interp.tasks.programs import PROGRAMS
 from interp.tasks.truth import every_edge
 
-MAKERS = {name: (lambda name=name: compiled(name, 24)) for name in PROGRAMS} | {
+MAKERS = {name: (lambda name=name: compiled(name)) for name in PROGRAMS} | {
     "and": lambda: gate("and", 8),
     "or": lambda: gate("or", 8),
     "induction by hand": lambda: induction_by_hand(24),
@@ -117,15 +118,17 @@ def test_planted_circuits_differ_by_seed() -> None:
     assert planted(1, model_seed=0).edges() != planted(1, model_seed=1).edges()
 
 
-def test_models_take_the_engine_with_every_saving(truth) -> None:
-    """A full patch of the stream at the last layer is the corrupted run, by sweep as by run."""
+def test_the_engine_takes_these_models_with_every_saving(truth) -> None:
+    """A head's result patched in a sweep is all edges out of that head patched by hand."""
     model, encoded = truth.model, truth.task.encode(truth.model)
     assert model.not_replayable is None and not model.untouchable
-    metric = LogitDifference(encoded.answer, encoded.wrong_answer)
-    source = run(model, encoded.corrupted, capture=["L0.resid_pre"])["L0.resid_pre"]
-    values = sweep(model, encoded.clean, [[Replace("L0.resid_pre", source)]], metric)
-    corrupted = edge_oracle.differences(truth, circuit=set(truth.all_edges), direction="denoising")
-    assert torch.allclose(torch.as_tensor(values).flatten(), corrupted, atol=1e-3)
+    sites = [Site("z", layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    source = run(model, encoded.corrupted, capture=sites)
+    variants = [[Replace(site, source[site])] for site in sites]
+    values = sweep(model, encoded.clean, variants, LogitDifference(encoded.answer, encoded.wrong_answer))
+    for value, site in zip(values, sites, strict=True):
+        kept = {edge for edge in truth.all_edges if not edge.startswith(f"a{site.layer}.h{site.head}->")}
+        assert torch.allclose(value, edge_oracle.differences(truth, circuit=kept), atol=1e-3)
 
 
 def test_edges_are_those_of_the_graph_in_order() -> None:
