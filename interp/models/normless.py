@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from interp.errors import LoadError, PairError, nearest
 
 
-def normless_gpt2(shape: Mapping[str, int], weights: Mapping[str, Tensor], activation: str = "relu") -> GPT2LMHeadModel:
+def normless_gpt2(shape: Mapping[str, Any], weights: Mapping[str, Tensor], activation: str = "relu") -> GPT2LMHeadModel:
     """A GPT-2 without norms, of these weights, in evaluation mode, without gradients to them.
 
     Args:
@@ -37,9 +37,9 @@ def normless_gpt2(shape: Mapping[str, int], weights: Mapping[str, Tensor], activ
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
     network = GPT2LMHeadModel(config)
-    for block in network.transformer.h:
-        block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
-    network.transformer.ln_f = nn.Identity()
+    for parent in (network.transformer, *network.transformer.h):
+        for norm in [name for name, child in parent.named_children() if isinstance(child, nn.LayerNorm)]:
+            setattr(parent, norm, nn.Identity())
     own = dict(network.named_parameters())
     for name, weight in weights.items():
         if name not in own or own[name].shape != weight.shape:

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from interp.errors import LoadError
-from interp.models.load import load
+from interp.models.load import describe
 from interp.tasks.pairs import check_choice
 from interp.tasks.programs import PROGRAMS, program_pairs
 from interp.tasks.truth import ABLATIONS, GroundTruth
@@ -65,7 +65,7 @@ def compiled(name: str, n: int = 32, seed: int = 0, *, folder: Path | None = Non
     if found != name:
         raise LoadError(f"{home / name}.json describes the program {found!r}, not {name!r}.")
     network = normless_gpt2(shape, weights)
-    model = load(network, word_tokenizer(vocabulary), name=f"compiled-{name}")
+    model = describe(network, word_tokenizer(vocabulary), f"compiled-{name}")
     return GroundTruth(name, PROGRAMS[name].says, model, program_pairs(name, n, seed), circuits, carried)
 
 

@@ -14,7 +14,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from interp.models.load import load
+from interp.models.load import describe
 from interp.tasks.pairs import PromptPair, Task, check_count
 from interp.tasks.truth import GroundTruth
 
@@ -65,7 +65,7 @@ def induction_by_hand(n: int = 32, seed: int = 0, *, model_seed: int = 0) -> Gro
     return GroundTruth(
         "induction-by-hand",
         "what followed this word before",
-        load(_network(len(vocabulary), model_seed), word_tokenizer(vocabulary), name="induction-by-hand"),
+        describe(_network(len(vocabulary), model_seed), word_tokenizer(vocabulary), "induction-by-hand"),
         Task("induction-by-hand", tuple(pairs), "by hand, after Elhage et al. 2021", seed),
         circuits={"resample": _VARYING, "zero": _VARYING | _FIXED},
     )

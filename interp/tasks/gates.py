@@ -15,7 +15,7 @@ from random import Random
 
 import torch
 
-from interp.models.load import load
+from interp.models.load import describe
 from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
 from interp.tasks.truth import GroundTruth
 
@@ -55,7 +55,7 @@ def gate(kind: str, n: int = 32, seed: int = 0) -> GroundTruth:
     return GroundTruth(
         f"gate-{kind}",
         f"{kind.upper()} of the first two bits",
-        load(_network(kind), word_tokenizer(_VOCABULARY), name=f"gate-{kind}"),
+        describe(_network(kind), word_tokenizer(_VOCABULARY), f"gate-{kind}"),
         task,
         circuits={"resample": _VARYING, "zero": _VARYING | _PLACES | {"input->logits"}},
         unseen={"denoising": _BRANCHES} if kind == "and" else {"noising": _BRANCHES, "zero": _BRANCHES | _PLACES},

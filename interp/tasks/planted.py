@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.models.load import load
+from interp.models.load import describe
 from interp.tasks.pairs import PromptPair, Task, check_count
 from interp.tasks.truth import GroundTruth
 
@@ -86,7 +86,7 @@ def planted(
     return GroundTruth(
         name,
         f"is there a + ? ({n_nodes} nodes among {there})",
-        load(network, word_tokenizer(_VOCABULARY), name=name),
+        describe(network, word_tokenizer(_VOCABULARY), name),
         Task(name, tuple(pairs), "by hand", seed),
         circuits={"resample": edges, "zero": edges},
     )

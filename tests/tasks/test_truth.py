@@ -126,7 +126,7 @@ def test_the_engine_takes_these_models_with_every_saving(truth) -> None:
     source = run(model, encoded.corrupted, capture=sites)
     variants = [[Replace(site, source[site])] for site in sites]
     values = sweep(model, encoded.clean, variants, LogitDifference(encoded.answer, encoded.wrong_answer))
-    for value, site in zip(values, sites, strict=True):
+    for value, site in zip(values.values["logit_difference"], sites, strict=True):
         kept = {edge for edge in truth.all_edges if not edge.startswith(f"a{site.layer}.h{site.head}->")}
         assert torch.allclose(value, edge_oracle.differences(truth, circuit=kept), atol=1e-3)
 
