@@ -6,7 +6,7 @@ Two heads fetch the first two words of a prompt, a bit each, and an MLP combines
   any effect by itself. Denoising sees each: one bit is enough.
 - **AND**, denoising: one bit brings nothing back. Noising sees each.
 
-So neither direction alone finds both circuits, and gradients at either end find what that end's patches find.
+So neither direction alone finds both circuits, and gradients at either end find what patches of that end find.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ def _network(kind: str) -> torch.nn.Module:
         into[_ONE, query], into[where, key] = 20.0, 10.0  # a score of 100 for the place, 0 for any other
         into[_BIT, value] = 1
         out[head * d_head, what] = 1
-    # OR = relu(a + b) − relu(a + b − 1), AND = relu(a + b − 1)
-    up, down = torch.zeros(width, 2), torch.zeros(2, width)
+    # OR = relu(a + b + 1) − relu(a + b − 1) − 1, AND = relu(a + b − 1): neither bends at 0 or 2, where the runs are, so
+    # that gradients there are what they seem.
+    up, down, constant = torch.zeros(width, 2), torch.zeros(2, width), torch.zeros(width)
     up[_A], up[_B] = 1, 1
     down[:, _OUT] = torch.tensor([1.0, -1.0] if kind == "or" else [0.0, 1.0])
+    constant[_OUT] = -1.0 if kind == "or" else 0.0
     unembed = torch.zeros(len(_VOCABULARY), width)
     unembed[_VOCABULARY.index("yes"), _OUT], unembed[_VOCABULARY.index("no"), _ONE] = 20.0, 10.0
     block = "transformer.h.0"
@@ -91,8 +93,9 @@ def _network(kind: str) -> torch.nn.Module:
             f"{block}.attn.c_attn.weight": into,
             f"{block}.attn.c_proj.weight": out,
             f"{block}.mlp.c_fc.weight": up,
-            f"{block}.mlp.c_fc.bias": torch.tensor([0.0, -1.0]),
+            f"{block}.mlp.c_fc.bias": torch.tensor([1.0, -1.0]),
             f"{block}.mlp.c_proj.weight": down,
+            f"{block}.mlp.c_proj.bias": constant,
             "lm_head.weight": unembed,
         },
     )

@@ -87,6 +87,26 @@ def test_two_edges_together_show_what_the_or_gate_hides() -> None:
     assert torch.allclose(both, torch.full_like(both, -10.0))
 
 
+@pytest.mark.parametrize(("kind", "blind"), [("or", "clean"), ("and", "corrupted")])
+def test_gradients_see_a_gate_s_branches_at_one_end_only(kind, blind) -> None:
+    truth = made(kind)
+    encoded = truth.task.encode(truth.model)
+    for end in ("clean", "corrupted"):
+        prompts, heads = getattr(encoded, end), []
+
+        def watched(edge, value, heads=heads):
+            if edge in ("a0.h0->m0", "a0.h1->m0"):
+                heads.append(value.detach().requires_grad_())
+                return heads[-1]
+            return value
+
+        logits = edge_oracle.forward(truth.model.network, prompts.ids, watched)[0]
+        rows = torch.arange(len(prompts))
+        last = logits[rows, prompts.lengths - 1]
+        (last[rows, encoded.answer] - last[rows, encoded.wrong_answer]).sum().backward()
+        assert all((head.grad.abs().sum() == 0) == (end == blind) for head in heads)
+
+
 @pytest.mark.parametrize("kind", ["and", "or"])
 def test_gates_compute_their_function(kind) -> None:
     model = made(kind).model
