@@ -66,9 +66,7 @@ class WordTokenizer(PreTrainedTokenizerFast):
         for word in (word for prompt in ([text] if isinstance(text, str) else text) for word in prompt.split()):
             if word not in known:
                 words = sorted(known, key=known.__getitem__)[1:]
-                raise PairError(
-                    f"{word!r} is no word of this model; its words are {' '.join(words)}." + nearest(word, words)
-                )
+                raise PairError(f"{word!r} is no word of this model." + nearest(word, words))
         return super().__call__(text if isinstance(text, str) else list(text), *args, **options)
 
 

@@ -22,9 +22,7 @@ WORDS = tuple("abcdefghijkl")
 LONGEST = 12
 """Words of the longest prompt."""
 
-_VARYING = frozenset(
-    {"input->a0.h0<v>", "a0.h0->a1.h0<k>", "input->a1.h0<q>", "input->a1.h0<v>", "a1.h0->logits"}
-)  # fmt: skip
+_VARYING = frozenset({"input->a0.h0<v>", "a0.h0->a1.h0<k>", "input->a1.h0<q>", "input->a1.h0<v>", "a1.h0->logits"})
 _FIXED = frozenset({"input->a0.h0<q>", "input->a0.h0<k>"})
 
 

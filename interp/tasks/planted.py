@@ -78,9 +78,7 @@ def planted(
     random = Random(seed)
     pairs = [_pair(random) for _ in range(n)]
     nodes, feeds = _draw_circuit(Random(model_seed), n_layers, n_heads, n_nodes)
-    edges = frozenset(
-        f"{sender}->{receiver}" for receiver, senders in feeds.items() for sender in senders
-    )  # fmt: skip
+    edges = frozenset(f"{sender}->{receiver}" for receiver, senders in feeds.items() for sender in senders)
     network = _network(nodes, feeds, n_layers, n_heads, torch.Generator().manual_seed(model_seed))
     name = f"planted-{model_seed}"
     return GroundTruth(
@@ -119,11 +117,9 @@ def _network(
 ) -> torch.nn.Module:
     from interp.models.normless import normless_gpt2
 
-    d_head, n_inner = 8, 16
+    n_inner = 16
+    d_head = max(8, -(-2 * (len(nodes) + 1) // n_heads))  # at least half of the stream is not the circuit's
     width = n_heads * d_head
-    while width < 2 * (len(nodes) + 1):
-        width += n_heads * d_head
-    d_head = width // n_heads
     channel = {name: i for i, name in enumerate(["input", *(node.name for node in nodes)])}
     turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.double)).Q
 

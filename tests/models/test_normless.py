@@ -64,5 +64,5 @@ def test_a_word_is_a_token_after_the_first_of_the_vocabulary() -> None:
 
 
 def test_a_word_that_is_no_token_is_refused() -> None:
-    with pytest.raises(PairError, match="'y' is no word of this model; its words are x z"):
+    with pytest.raises(PairError, match="'y' is no word of this model. Allowed: x, z"):
         word_tokenizer(("bos", "x", "z"))("x y")

@@ -184,5 +184,5 @@ def test_refusals() -> None:
     for make in (lambda n: gate("or", n), induction_by_hand, planted, lambda n: compiled("previous", n)):
         with pytest.raises(PairError, match="at least 1"):
             make(0)
-    with pytest.raises(PairError, match="'2' is no word of this model; its words are 0 1 no yes"):
+    with pytest.raises(PairError, match="'2' is no word of this model. Allowed: 0, 1, no, yes"):
         run(made("or").model, "1 2")
