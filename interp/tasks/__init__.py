@@ -1,23 +1,35 @@
-"""Prompt pairs, and generators of the tasks on which circuits and facts are studied."""
+"""Prompt pairs, generators of the tasks on which circuits and facts are studied, and models of known circuits."""
 
 from interp.tasks.agreement import agreement
+from interp.tasks.compiled import compiled
+from interp.tasks.copying import induction_by_hand
 from interp.tasks.facts import facts
+from interp.tasks.gates import gate
 from interp.tasks.induction import induction
 from interp.tasks.ioi import ioi
 from interp.tasks.pairs import EncodedTask, PromptPair, Task, single_token
+from interp.tasks.planted import planted
+from interp.tasks.programs import PROGRAMS
 from interp.tasks.pronouns import pronouns
 from interp.tasks.swaps import PicturePair, PictureTask, swaps
+from interp.tasks.truth import GroundTruth
 
 __all__ = [
+    "PROGRAMS",
     "EncodedTask",
+    "GroundTruth",
     "PicturePair",
     "PictureTask",
     "PromptPair",
     "Task",
     "agreement",
+    "compiled",
     "facts",
+    "gate",
     "induction",
+    "induction_by_hand",
     "ioi",
+    "planted",
     "pronouns",
     "single_token",
     "swaps",
