@@ -428,7 +428,7 @@ def test_families_of_transformer_lenss_adapters(family):
         if "attn_out" not in model.untouchable:
             total = sum(whole[part, layer] for part in ("resid_pre", "attn_out", "mlp_out"))
             torch.testing.assert_close(total[mask], whole["resid_post", layer][mask], rtol=0, atol=1e-10)
-    for part in ATTENTION_PARTS:
+    for part in ("attn_scores", "attn_pattern"):
         with pytest.raises(SiteError, match="only families of interp.models.families route"):
             model.check(Site(part, 0))
     if family == "bloom":  # its modules return the sum with the stream
