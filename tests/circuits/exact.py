@@ -1,0 +1,43 @@
+"""Tiny models whose arithmetic is float64 throughout, so that identities hold to 1e-9.
+
+Norms of the Llama line compute in float32 whatever the model's type; here they are replaced by double ones. Gemma 2
+cannot do without its explicit attention, whose softmax is float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from models.tiny import tiny
+from torch import nn
+
+from interp.models.load import describe
+
+FAMILIES = ("gpt2", "llama", "gemma2", "gemma3", "gpt_neox", "gpt_neox_sequential", "opt", "phi3", "qwen3", "mixtral")
+
+
+def tolerance(family: str) -> float:
+    return 1e-5 if family == "gemma2" else 1e-9
+
+
+class DoubleNorm(nn.Module):
+    def __init__(self, gain: torch.Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(gain.clone(), requires_grad=False), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+@cache
+def exact(family: str):
+    """A described tiny model in float64."""
+    network = tiny(family).requires_grad_(False)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                gain = child.weight + 1 if type(child).__name__.startswith("Gemma") else child.weight
+                eps = getattr(child, "variance_epsilon", None) or child.eps
+                setattr(parent, name, DoubleNorm(gain, eps))
+    return describe(network, None, family)
