@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from interp.circuits.graph import Graph
-from interp.circuits.stream import Terms, head_terms, project
+from interp.circuits.stream import Terms, head_differences, project
 from interp.errors import PairError, ShapeError
 from interp.models.hooks import Watcher, stopping_at, tapped
 from interp.models.language_model import LanguageModel
@@ -177,11 +177,8 @@ class _Live:
 
     def _heads(self, layer: int) -> Watcher:
         def watch(z: Tensor) -> None:
-            def difference() -> Tensor:
-                source = head_terms(self.model, layer, self._source(self.source.z(layer)))
-                return source - head_terms(self.model, layer, z)
-
-            self._write(self.graph.heads(layer), difference)
+            source = self._source(self.source.z(layer))
+            self._write(self.graph.heads(layer), lambda: head_differences(self.model, layer, source, z))
 
         return watch
 

@@ -46,39 +46,45 @@ class Terms:
         """The heads' mixed values."""
         return self.activations[Site("z", layer)]
 
-    def heads(self, layer: int) -> Float[Tensor, "head batch pos d_model"]:
-        """The heads' terms."""
-        return head_terms(self.model, layer, self.z(layer))
-
     def mlp(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """The MLP's term."""
         return self.activations[Site("mlp_out", layer)]
 
-    def minus(self, other: Terms, graph: Graph, first: int = 0) -> Float[Tensor, "sender batch pos d_model"]:
+    def minus(self, other: Terms, graph: Graph, first: int = 0) -> Float[Tensor, "batch sender pos d_model"]:
         """Differences of all senders' terms, from position `first` on."""
         start = self.embedding[:, first:]
-        out = start.new_empty(len(graph.senders), *start.shape)
-        out[0] = start - other.embedding[:, first:]
+        out = start.new_empty(len(start), len(graph.senders), *start.shape[1:])
+        out[:, 0] = start - other.embedding[:, first:]
         for layer in range(graph.n_layers):
-            heads = (head_terms(self.model, layer, terms.z(layer)[:, first:]) for terms in (self, other))
-            torch.sub(*heads, out=out[graph.heads(layer)])
-            torch.sub(self.mlp(layer)[:, first:], other.mlp(layer)[:, first:], out=out[graph.mlp_sender(layer)])
+            own, others = self.z(layer)[:, first:], other.z(layer)[:, first:]
+            out[:, graph.heads(layer)] = head_differences(self.model, layer, own, others).transpose(0, 1)
+            out[:, graph.mlp_sender(layer)] = self.mlp(layer)[:, first:] - other.mlp(layer)[:, first:]
         return out
 
 
-def head_terms(
-    model: LanguageModel, layer: int, z: Float[Tensor, "batch pos head d_head"]
+def head_differences(
+    model: LanguageModel,
+    layer: int,
+    z: Float[Tensor, "batch pos head d_head"],
+    other: Float[Tensor, "batch pos head d_head"],
 ) -> Float[Tensor, "head batch pos d_model"]:
-    """What each head adds to the stream (without the projection's bias, which is the same in every run)."""
-    results = torch.einsum("bphe,hed->hbpd", z, model.head_projection(layer))
+    """What each head adds to the stream with these z, less what it adds with the others (zero where they agree)."""
+    if model.layers[layer].post_attn_norm is None:
+        return torch.einsum("bphe,hed->hbpd", z - other, model.head_projection(layer))
+    return _shares(model, layer, z) - _shares(model, layer, other)
+
+
+def _shares(model: LanguageModel, layer: int, z: Tensor) -> Tensor:
+    """The heads' terms where a norm follows attention."""
     norm = model.layers[layer].post_attn_norm
-    if norm is None:
-        return results
+    assert norm is not None
+    gain = post_norm_gain(norm, model)
+    results = torch.einsum("bphe,hed->hbpd", z, model.head_projection(layer))
     total = results.sum(0)
-    gained = total * post_norm_gain(norm, model)
+    gained = total * gain
     square = gained.square().sum(-1, keepdim=True)
     scale = (norm(total) * gained).sum(-1, keepdim=True) / square.clamp(min=torch.finfo(square.dtype).tiny)
-    return results * (scale * post_norm_gain(norm, model))
+    return results * (scale * gain)
 
 
 def projections(

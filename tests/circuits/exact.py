@@ -9,10 +9,13 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from models.described import ragged
 from models.tiny import tiny
 from torch import nn
 
+from interp.interventions.run import run
 from interp.models.load import describe
+from interp.tasks.pairs import EncodedTask, PromptPair, Task
 
 FAMILIES = ("gpt2", "llama", "gemma2", "gemma3", "gpt_neox", "gpt_neox_sequential", "opt", "phi3", "qwen3", "mixtral")
 
@@ -41,3 +44,18 @@ def exact(family: str):
                 eps = getattr(child, "variance_epsilon", None) or child.eps
                 setattr(parent, name, DoubleNorm(gain, eps))
     return describe(network, None, family)
+
+
+def plain(model, prompts, encoded):
+    """Logit differences of a plain run."""
+    logits = run(model, prompts).last_logits()
+    return (logits.gather(1, encoded.answer[:, None]) - logits.gather(1, encoded.wrong_answer[:, None]))[:, 0]
+
+
+@cache
+def pairs(lengths=(7, 5, 6)) -> EncodedTask:
+    """Three pairs of tokens, of different lengths; each pair differs in one token."""
+    clean, corrupted = ragged(lengths)
+    task = Task("tokens", tuple(PromptPair(f"clean {i}", f"corrupted {i}", " a", " b") for i in range(len(lengths))), "made up")
+    ids = torch.arange(3, 3 + 2 * len(lengths))
+    return EncodedTask(task, clean, corrupted, ids[: len(lengths)], ids[len(lengths) :])
