@@ -39,7 +39,7 @@ _HOMES = {
     "Result": "interp.results",
     "InterpError": "interp.errors",
 }
-_SUBPACKAGES = ("tasks", "models", "interventions", "patching", "tracing", "plots", "kernels", "shapes")
+_SUBPACKAGES = ("tasks", "models", "interventions", "patching", "tracing", "circuits", "plots", "kernels", "shapes")
 
 __all__ = [*_HOMES, "tasks"]
 

@@ -23,6 +23,7 @@ from interp.interventions.edits import Edit, Replace
 from interp.interventions.packed import needed_sites
 from interp.interventions.sweep import plan_sweep
 from interp.models.block import Blocks
+from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import Site
 from interp.progress import Progress, silent
@@ -41,7 +42,7 @@ def node_effects(
     found = []
     for number, group in enumerate(_groups(problem, direction, needed_sites(kept, graph.n_layers) | kept)):
         run = group.source.as_run(group.source_prompts, kept)
-        variants = [[Replace(site, run)] for site in sites]
+        variants: list[list[Edit]] = [[Replace(site, run)] for site in sites]
         found.append(group.swept(model, variants, budget, progress, _folder(checkpoint, number)).T)
     return torch.cat(found) * _sign(direction)
 
@@ -74,7 +75,14 @@ class _Group:
         self.base, self.source = states_with_source(problem.model, base, source, sites)
         self.metric = _Rows(problem.metric, rows)
 
-    def swept(self, model, variants: list[list[Edit]], budget: int | None, progress: Progress, folder: Path | None):
+    def swept(
+        self,
+        model: LanguageModel,
+        variants: list[list[Edit]],
+        budget: int | None,
+        progress: Progress,
+        folder: Path | None,
+    ) -> Float[Tensor, "variant example"]:
         """Effects [variant, example]."""
         plan = plan_sweep(model, self.base_prompts, variants, self.metric, budget=budget, base=self.base)
         swept = plan.run(progress=progress, checkpoint=folder)
@@ -98,9 +106,7 @@ class _Edges:
 
     def __init__(self, problem: Problem, group: _Group) -> None:
         self.problem, self.group = problem, group
-        base, source = (
-            Terms(problem.model, _activations(states, problem)) for states in (group.base, group.source)
-        )
+        base, source = (Terms(problem.model, _activations(states, problem)) for states in (group.base, group.source))
         # Zero, bit for bit, before the first token that differs: base and source ran in one batch.
         self.terms = source.minus(base, problem.graph).transpose(0, 1)
         self.unchanged = (self.terms == 0).all(-1)[..., None]

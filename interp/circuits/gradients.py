@@ -39,13 +39,16 @@ class Start:
     value: Callable[[Tensor], Tensor] = lambda x: x
 
 
+EMBEDDING = Start(Site("resid_pre", 0))
+
+
 def receiver_gradients(
     model: LanguageModel,
     graph: Graph,
     prompts: Prompts,
     readout: Readout,
     rows: Int[Tensor, "batch"],
-    start: Start = Start(Site("resid_pre", 0)),
+    start: Start = EMBEDDING,
     first: int = 0,
 ) -> Iterator[tuple[slice, Float[Tensor, "receiver batch pos d_model"]]]:
     """Gradients of the metric, summed over prompts, with respect to what each receiver reads, layer by layer.
@@ -118,7 +121,7 @@ def backward(
     readout: Readout,
     rows: Int[Tensor, "batch"],
     taps: Sequence[Tap],
-    start: Start = Start(Site("resid_pre", 0)),
+    start: Start = EMBEDDING,
     see: Sequence[Tap] = (),
 ) -> Backward:
     """One forward and one backward pass, from the metric down to `start`."""

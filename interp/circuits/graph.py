@@ -206,7 +206,9 @@ def _undefined(model: LanguageModel) -> str | None:
             if getattr(layer.o, "bias", None) is not None:
                 return f"layer {number} has a bias inside the norm behind attention, which no head's share could carry"
             if not _scales_only(layer.post_attn_norm, model):
-                return f"the norm behind attention of layer {number} does more than scale, so heads have no shares of it"
+                return (
+                    f"the norm behind attention of layer {number} does more than scale, so heads have no shares of it"
+                )
     return None
 
 

@@ -72,7 +72,9 @@ class EdgePatching:
         """
         shape = (len(self.graph.senders), len(self.graph.receivers))
         if patch.shape != shape:
-            raise ShapeError(f"`patch` has shape {list(patch.shape)}; the edges of {self.model.name} are {list(shape)}.")
+            raise ShapeError(
+                f"`patch` has shape {list(patch.shape)}; the edges of {self.model.name} are {list(shape)}."
+            )
         edges = torch.from_numpy(self.graph.edges).to(patch.device)
         patch = torch.where(edges, patch, 0).to(self.model.device, self.model.dtype)
         grad = torch.is_grad_enabled() and patch.requires_grad
@@ -115,7 +117,9 @@ class _Live:
     ) -> None:
         self.model, self.graph, self.source, self.rows, self.patch = model, graph, source, rows, patch
         self.width = width
-        self.terms: list[tuple[slice, Tensor]] = []  # (senders, their source − live terms [sender, batch, pos, d_model])
+        self.terms: list[
+            tuple[slice, Tensor]
+        ] = []  # (senders, their source − live terms [sender, batch, pos, d_model])
         self.stream: Tensor | None = None
         self.inputs: tuple[Tensor, Tensor] | None = None  # receivers with a patched edge, and their projections
         self.final: list[Tensor] = []

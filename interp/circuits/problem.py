@@ -76,8 +76,8 @@ class Problem:
         gap = (values["clean"] - values["corrupted"]).abs().max()
         if gap <= 1e3 * torch.finfo(model.dtype).eps * max(1.0, float(values["clean"].abs().max())):
             raise PairError(
-                f"The {metric} of clean and corrupted prompts of {encoded.task.name!r} is the same (they differ by at most "
-                f"{float(gap):.1e}): there is nothing to explain. Use prompts that the model tells apart."
+                f"The {metric} of clean and corrupted prompts of {encoded.task.name!r} is the same (they differ by at "
+                f"most {float(gap):.1e}): there is nothing to explain. Use prompts that the model tells apart."
             )
         return cls(model, graph, encoded, chosen, readout, values, right)
 

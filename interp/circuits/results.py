@@ -28,14 +28,18 @@ class _OfGraph(Result):
     @property
     def _about(self) -> str:
         p = self.provenance
+        if "task" not in p:  # read from a file of another tool
+            return p["model"]
         return f"{p['task']} ({p['n_scored']} pair{'s' if p['n_scored'] > 1 else ''}) · {p['model']}"
 
     def _ends(self) -> str:
         p = self.provenance
+        if "task" not in p:
+            return "  its prompts are not known"
         clean, corrupted = (float(self.data[which].mean()) for which in ("clean", "corrupted"))
         return (
-            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {p['unit']}; the model gets {p['n_right']} of "
-            f"{p['n_attempted']} pairs right, {p['n_scored']} scored"
+            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {p['unit']}; the model gets "
+            f"{p['n_right']} of {p['n_attempted']} pairs right, {p['n_scored']} scored"
         )
 
 
@@ -100,10 +104,8 @@ class EdgeScores(_OfGraph):
 
     def summary(self) -> str:
         """The strongest edges."""
-        error = self.data["error"].values
-        lines = [
-            f"  {score:+.3f} ± {error[self.graph.index(name)]:.3f} {name}" for name, score in self.strongest(5)
-        ]
+        error = self.data["error"].values if "error" in self.data else np.full(self.scores.shape, np.nan)
+        lines = [f"  {score:+.3f} ± {error[self.graph.index(name)]:.3f} {name}" for name, score in self.strongest(5)]
         head = [f"EdgeScores: {self.title}", f"  {self.graph.n_edges:,} edges;{self._ends()[1:]}"]
         return "\n".join([*head, "  strongest (± standard error):", *lines])
 
@@ -163,8 +165,13 @@ class Circuit(_OfGraph):
     def summary(self) -> str:
         """Its size and how it was chosen."""
         share = self.edges.sum() / self.graph.n_edges
-        lines = [f"Circuit: {self.title}", f"  {share:.2%} of the edges, {len(self.nodes)} of {len(self.graph.nodes)} nodes"]
-        return "\n".join([*lines, f"  chosen by {self.provenance['selection']}; not evaluated here: interp.circuits.evaluate"])
+        lines = [
+            f"Circuit: {self.title}",
+            f"  {share:.2%} of the edges, {len(self.nodes)} of {len(self.graph.nodes)} nodes",
+        ]
+        return "\n".join(
+            [*lines, f"  chosen by {self.provenance['selection']}; not evaluated here: interp.circuits.evaluate"]
+        )
 
     def plot(self) -> Figure:
         """Heat map of how many edges of the circuit leave each node."""

@@ -164,7 +164,7 @@ def eap_ig(
         del ends
         mean = terms.new_zeros(len(graph.receivers), *terms.shape[:1], *terms.shape[2:])
         for alpha in alphas:
-            start = Start(Site("resid_pre", 0), lambda x, alpha=alpha: x - (1 - alpha) * away)
+            start = Start(Site("resid_pre", 0), lambda x, alpha=alpha, away=away: x - (1 - alpha) * away)
             for receivers, gradient in receiver_gradients(model, graph, clean, problem.readout, rows, start, first):
                 mean[receivers].add_(gradient, alpha=1 / steps)
         one = sums.of(len(rows))

@@ -56,6 +56,23 @@ def plain(model, prompts, encoded):
 def pairs(lengths=(7, 5, 6)) -> EncodedTask:
     """Three pairs of tokens, of different lengths; each pair differs in one token."""
     clean, corrupted = ragged(lengths)
-    task = Task("tokens", tuple(PromptPair(f"clean {i}", f"corrupted {i}", " a", " b") for i in range(len(lengths))), "made up")
+    task = Task(
+        "tokens", tuple(PromptPair(f"clean {i}", f"corrupted {i}", " a", " b") for i in range(len(lengths))), "made up"
+    )
     ids = torch.arange(3, 3 + 2 * len(lengths))
     return EncodedTask(task, clean, corrupted, ids[: len(lengths)], ids[len(lengths) :])
+
+
+def planted():
+    """A Llama in which one head alone writes anything."""
+    network = tiny("llama").requires_grad_(False)
+    for number, layer in enumerate(network.model.layers):
+        layer.mlp.down_proj.weight[:] = 0
+        kept = slice(12, 18) if number == 1 else slice(0, 0)
+        weight = layer.self_attn.o_proj.weight.clone()
+        layer.self_attn.o_proj.weight[:] = 0
+        layer.self_attn.o_proj.weight[:, kept] = weight[:, kept]
+    return describe(network, None, "planted")
+
+
+PLANTED = {"input->a1.h2<q>", "input->a1.kv1<k>", "input->a1.kv1<v>", "a1.h2->logits", "input->logits"}
