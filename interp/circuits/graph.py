@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError, SiteError, nearest
+from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Graph:
     parallel: bool
 
     @classmethod
-    def of(cls, model: LanguageModel) -> Graph:
+    def of(cls, model: LanguageModel | Denoiser) -> Graph:
         """The graph of a loaded model.
 
         Raises:

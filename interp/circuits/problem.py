@@ -81,7 +81,7 @@ class Problem:
             )
         return cls(model, graph, encoded, chosen, readout, values, right)
 
-    def groups(self, copies: float = 1, budget: int = BUDGET) -> Iterator[tuple[Tensor, Prompts, Prompts, int]]:
+    def groups(self, copies: int, budget: int = BUDGET) -> Iterator[tuple[Tensor, Prompts, Prompts, int]]:
         """Pairs that are worked on together: (rows, clean, corrupted, first position at which any of them differ).
 
         Args:

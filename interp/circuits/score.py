@@ -157,7 +157,7 @@ def eap_ig(
     problem = Problem.of(model, task, metric, only_right)
     graph, alphas = problem.graph, _points(steps, points)
     sums = _Sums(problem)
-    for rows, clean, corrupted, first in progress(list(problem.groups(2.7, budget)), "groups of pairs"):
+    for rows, clean, corrupted, first in progress(list(problem.groups(3, budget)), "groups of pairs"):
         ends = Terms.of(model, clean), Terms.of(model, corrupted)
         terms = ends[0].minus(ends[1], graph, first)
         away = ends[0].embedding - ends[1].embedding

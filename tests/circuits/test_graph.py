@@ -11,6 +11,7 @@ from torch import nn
 
 from interp.circuits.graph import Graph
 from interp.errors import InterpError, SiteError
+from interp.models.denoiser import Denoiser
 from interp.models.load import describe
 
 GPT2_SMALL = Graph("gpt2", "", 12, 12, 12, 768, False)
@@ -106,8 +107,8 @@ def test_networkx():
 
 
 def test_refusals(monkeypatch):
-    with pytest.raises(InterpError, match="Edges are defined for language models; got a Linear"):
-        Graph.of(nn.Linear(2, 2))
+    with pytest.raises(InterpError, match="Edges are defined for language models; got a Denoiser"):
+        Graph.of(Denoiser.__new__(Denoiser))
     model = described("gpt2")
     from dataclasses import replace
 

@@ -42,9 +42,8 @@ def test_scores_alone(written):
     model, found, path = written
     write_mib(random_scores(model, pairs()), path)
     again = read_mib(path, model)
-    assert isinstance(again, EdgeScores) and again.strongest(3) == pytest.approx(again.strongest(3))
+    assert isinstance(again, EdgeScores) and "its prompts are not known" in repr(again)
     np.testing.assert_allclose(again.scores, found.scores, rtol=0, atol=1e-12)
-    assert "its prompts are not known" in repr(again)
 
 
 def test_the_file_is_what_eap_ig_reads(written):

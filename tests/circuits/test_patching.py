@@ -138,7 +138,7 @@ def test_a_single_edge_is_a_path_patch_written_by_hand(family):
     kv = "h" if graph.n_kv_heads == graph.n_heads else "kv"
     edges = [
         "input->a0.h0<q>", f"input->a1.{kv}1<k>", "a0.h1->a1.h3<q>", f"a0.h2->a2.{kv}0<v>", f"a1.h0->a2.{kv}1<k>",
-        "m0->a1.h2<q>", f"m0->a2.{kv}1<v>", "a1.h3->m2", "m1->m2", "input->m0", "input->logits", "a2.h1->logits", "m2->logits",
+        "m0->a1.h2<q>", f"m0->a2.{kv}1<v>", "a1.h3->m2", "m1->m2", "input->m0", "a2.h1->logits", "m2->logits",
         "a1.h2->logits",
     ] + ([] if graph.parallel else ["a1.h3->m1"])  # fmt: skip
     for name in edges:

@@ -70,8 +70,8 @@ def test_exact_edges_are_single_patches(family, direction):
     found, sign = patching(model, direction)
     result = exact_edges(model, PAIRS, direction=direction)
     edges = np.argwhere(found.graph.edges)
-    if family not in ("llama", "gpt_neox"):  # of those, every edge
-        edges = np.random.default_rng(0).permutation(edges)[:20]
+    if (family, direction) != ("llama", "noising"):  # there, every edge
+        edges = np.random.default_rng(0).permutation(edges)[:12]
     base = found(torch.zeros(found.graph.edges.shape, dtype=torch.float64))
     for i, j in edges:
         patch = torch.zeros(found.graph.edges.shape, dtype=torch.float64)

@@ -56,7 +56,7 @@ def test_threshold():
     assert threshold(SCORES, 0.5).names == ["input->m0", "a0.h1->m1", "m0->a1.h0<q>", "a1.h0->logits"]
     assert threshold(SCORES, 1.0, absolute=False).names == ["a0.h1->m1", "a1.h0->logits"]
     with pytest.raises(InterpError, match="empty; the highest is 9"):
-        threshold(SCORES, 10)
+        threshold(SCORES, 10.0)
 
 
 def test_greedy_grows_from_the_logits():
