@@ -72,8 +72,10 @@ class Evaluation(Result):
         for i, size in enumerate(data["size"].values):
             chance = ""
             if "random" in data and not np.isnan(data["p"].values[i]):
-                passed = "" if data["p"].values[i] <= 0.05 else ": NOT better than random"
-                chance = f"; random {data['random'].values[i].mean():.3f}, p {data['p'].values[i]:.2g}{passed}"
+                # With few random circuits the smallest p there is says as much as it can.
+                passed = data["p"].values[i] <= max(0.05, 1 / (1 + p["n_random"]))
+                chance = f"; random {data['random'].values[i].mean():.3f}, p {data['p'].values[i]:.2g}"
+                chance += "" if passed else ": NOT better than random"
             lines.append(
                 f"  {size:.2%} ({int(data['edges'].values[i]):,} edges): {data['faithfulness'].values[i]:.3f} "
                 f"({data['low'].values[i]:.3f} to {data['high'].values[i]:.3f}){chance}"
@@ -100,10 +102,11 @@ class Evaluation(Result):
             lines.append("random, same types")
         stacked = np.array(rows).transpose(1, 0, 2)
         y, low, high = (
-            xr.DataArray(x, dims=("line", "size"), coords={"line": lines, "size": data["size"].values}) for x in stacked
+            xr.DataArray(x, dims=("circuits", "size"), coords={"circuits": lines, "size": data["size"].values})
+            for x in stacked
         )
         figure = curves(
-            y, x="size", line="line", low=low, high=high, title=self.title, unit="share of the gap",
+            y, x="size", line="circuits", low=low, high=high, title=self.title, unit="share of the gap",
             quantity="faithfulness", x_title="edges in the circuit (share)", baseline=1.0, bars=False,
         )  # fmt: skip
         figure.update_xaxes(type="log")

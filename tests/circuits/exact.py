@@ -75,4 +75,5 @@ def planted():
     return describe(network, None, "planted")
 
 
-PLANTED = {"input->a1.h2<q>", "input->a1.kv1<k>", "input->a1.kv1<v>", "a1.h2->logits", "input->logits"}
+PLANTED = {"input->a1.kv1<k>", "input->a1.kv1<v>", "a1.h2->logits"}
+"""Edges that matter there: the last token is the same in both prompts, so its query and its embedding carry nothing."""
