@@ -111,7 +111,7 @@ def normed(norm: torch.nn.Module | None, x: Tensor) -> Tensor:
 def project(
     model: LanguageModel, layer: int, x: Float[Tensor, "copy batch pos d_model"], which: Tensor | slice
 ) -> Float[Tensor, "receiver batch pos d_head"]:
-    """Queries, keys or values of some of a layer's receivers, each from its own copy of the stream (or all from one)."""
+    """What some of a layer's receivers project, each from its own copy of the stream, or all from one."""
     weight, bias = projections(model, layer)
     out = torch.einsum("rbpd,rde->rbpe", normed(model.layers[layer].norm1, x), weight[which])
     return out if bias is None else out + bias[which][:, None, None]
