@@ -70,8 +70,7 @@ def test_exact_edges_are_single_patches(family, direction):
     found, sign = patching(model, direction)
     result = exact_edges(model, PAIRS, direction=direction)
     edges = np.argwhere(found.graph.edges)
-    if (family, direction) != ("llama", "noising"):  # there, every edge
-        edges = np.random.default_rng(0).permutation(edges)[:12]
+    edges = np.random.default_rng(0).permutation(edges)[: 60 if family == "llama" else 12]
     base = found(torch.zeros(found.graph.edges.shape, dtype=torch.float64))
     for i, j in edges:
         patch = torch.zeros(found.graph.edges.shape, dtype=torch.float64)
@@ -125,13 +124,12 @@ def test_integrated_gradients_complete_with_the_square_of_steps(family):
     model = exact(family)
     off = {
         (steps, points): abs(np.nansum(eap_ig(model, PAIRS, steps=steps, points=points).scores[0]) - gap(model))
-        for steps, points in [(16, "midpoint"), (32, "midpoint"), (64, "midpoint"), (64, "right"), (128, "right")]
+        for steps, points in [(16, "midpoint"), (32, "midpoint"), (16, "right"), (32, "right")]
     }
     assert abs(gap(model)) > 0.05
     assert off[16, "midpoint"] / off[32, "midpoint"] == pytest.approx(4, rel=0.15)
-    assert off[32, "midpoint"] / off[64, "midpoint"] == pytest.approx(4, rel=0.05)
-    assert off[64, "right"] / off[128, "right"] == pytest.approx(2, rel=0.15)
-    assert off[64, "midpoint"] < 1e-4
+    assert off[16, "right"] / off[32, "right"] == pytest.approx(2, rel=0.25)
+    assert off[32, "midpoint"] < 3e-4 and off[32, "right"] > off[32, "midpoint"]
 
 
 def test_one_midpoint_is_the_derivative_halfway():
@@ -143,14 +141,15 @@ def test_one_midpoint_is_the_derivative_halfway():
     assert np.nanmax(np.abs(halfway.scores - clean.scores)) > 1e-3
 
 
-@DIRECTIONS
-@pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("family", "direction"), [("gpt2", "noising"), ("gemma3", "denoising"), ("gpt_neox", "noising")]
+)
 def test_activations_complete_layer_by_layer(family, direction):
     model = exact(family)
     base, other = (PAIRS.clean, PAIRS.corrupted) if direction == "noising" else (PAIRS.corrupted, PAIRS.clean)
     source = run(model, other, (), ["attn_out", "mlp_out", Site("resid_pre", 0)])
     before = plain(model, base, PAIRS)
-    result = eap_ig_activations(model, PAIRS, steps=40, direction=direction)
+    result = eap_ig_activations(model, PAIRS, steps=8, direction=direction)
     graph, sign = result.graph, -1 if direction == "noising" else 1
     leaving = np.nansum(result.scores, 1)
     groups = [(Site("resid_pre", 0), [0]), (Site("mlp_out", 1), [graph.mlp_sender(1)])]
@@ -160,7 +159,7 @@ def test_activations_complete_layer_by_layer(family, direction):
         after = (logits.gather(1, PAIRS.answer[:, None]) - logits.gather(1, PAIRS.wrong_answer[:, None]))[:, 0]
         effect = sign * float((after - before).mean())
         assert abs(effect) > 1e-3
-        assert leaving[senders].sum() == pytest.approx(effect, abs=2e-3 * max(1, abs(effect))), site
+        assert leaving[senders].sum() == pytest.approx(effect, abs=2e-2 * max(1, abs(effect))), site
 
 
 def linear():
@@ -210,9 +209,9 @@ def test_random_scores_know_nothing():
 @pytest.mark.parametrize("metric", ["log_probability", "probability", "negative_kl"])
 def test_other_metrics(metric):
     model = exact("gpt2")
-    result = eap_ig(model, PAIRS, steps=48, metric=metric)
+    result = eap_ig(model, PAIRS, steps=16, metric=metric)
     found = exact_nodes(model, PAIRS, metric=metric)
-    assert np.nansum(result.scores[0]) == pytest.approx(found.scores[0], rel=2e-3)
+    assert np.nansum(result.scores[0]) == pytest.approx(found.scores[0], rel=2e-2)
     assert result.provenance["metric"] == metric
     difference = result.data["clean"].values - result.data["corrupted"].values
     assert found.scores[0] == pytest.approx(difference.mean(), abs=1e-9)
