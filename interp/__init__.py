@@ -46,17 +46,9 @@ _HOMES = {
     "InterpError": "interp.errors",
 }
 _SUBPACKAGES = (
-    "tasks",
-    "models",
-    "interventions",
-    "patching",
-    "tracing",
-    "concepts",
-    "steering",
-    "plots",
-    "kernels",
+    "tasks", "models", "interventions", "patching", "tracing", "circuits", "concepts", "steering", "plots", "kernels",
     "shapes",
-)
+)  # fmt: skip
 
 __all__ = [*_HOMES, "tasks"]
 

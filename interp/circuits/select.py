@@ -1,0 +1,164 @@
+"""From scores to circuits: which edges to keep.
+
+`top_n` and `threshold` look at each edge alone; `greedy` grows from the logits, so that every edge has a way to the
+output; `prune` takes away what cannot matter. All are deterministic: ties go to the earlier sender.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from interp.circuits.graph import Graph
+from interp.circuits.results import Circuit, EdgeScores
+from interp.errors import InterpError
+
+MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of the edges at which MIB evaluates (Mueller et al. 2025, arXiv:2504.13151)."""
+Scored = EdgeScores | Circuit
+
+
+def top_n(scores: Scored, n: int, *, absolute: bool = True) -> Circuit:
+    """The n edges of the highest scores.
+
+    Args:
+        absolute: rank by |score|: edges that speak against the answer belong to the mechanism too. MIB ranks so for
+            CMD, and by the signed score for CPR.
+
+    Raises:
+        InterpError: n is not between 1 and the number of edges; a score that is not finite.
+    """
+    ranks = _ranked(scores, absolute)
+    _check_size(scores.graph, n)
+    chosen = np.zeros(scores.graph.edges.shape, dtype=bool)
+    order = np.argsort(-ranks, axis=None, kind="stable")[:n]
+    chosen.flat[order] = True
+    return circuit(scores, chosen, f"the {n} highest {'|score|' if absolute else 'scores'}")
+
+
+def threshold(scores: Scored, least: float, *, absolute: bool = True) -> Circuit:
+    """Every edge whose score (or |score|) is at least `least`.
+
+    Raises:
+        InterpError: no edge has such a score (the message says what the highest is); a score that is not finite.
+    """
+    ranks = _ranked(scores, absolute)
+    chosen = scores.graph.edges & (ranks >= least)
+    if not chosen.any():
+        raise InterpError(f"No edge scores {least} or more, so the circuit is empty; the highest is {ranks.max():.3g}.")
+    return circuit(scores, chosen, f"{'|score|' if absolute else 'score'} ≥ {least:g}")
+
+
+def greedy(scores: Scored, n: int, *, absolute: bool = True) -> Circuit:
+    """Grow a circuit of n edges from the logits: always the highest-scoring edge into what is already connected.
+
+    Raises:
+        InterpError: as `top_n`.
+    """
+    ranks, graph = _ranked(scores, absolute), scores.graph
+    _check_size(graph, n)
+    chosen = np.zeros(graph.edges.shape, dtype=bool)
+    opened = np.zeros(len(graph.receivers), dtype=bool)
+    candidates: list[tuple[float, int, int]] = []
+
+    def connect(node: int) -> None:
+        for receiver in np.flatnonzero(graph.feeds[:, node] & ~opened):
+            opened[receiver] = True
+            for sender in np.flatnonzero(graph.edges[:, receiver]):
+                heapq.heappush(candidates, (-ranks[sender, receiver], int(sender), int(receiver)))
+
+    connect(len(graph.nodes) - 1)
+    for _ in range(n):
+        _, sender, receiver = heapq.heappop(candidates)
+        chosen[sender, receiver] = True
+        connect(sender)
+    return circuit(scores, chosen, f"greedily, {n} edges from the logits by {'|score|' if absolute else 'score'}")
+
+
+def nested(
+    scores: Scored, sizes: Sequence[float] = MIB_SIZES, *, absolute: bool = True, grow: bool = False
+) -> list[Circuit]:
+    """Circuits of growing size, each inside the next.
+
+    Args:
+        sizes: shares of the edges, growing; at least one edge is taken.
+        grow: `greedy` instead of `top_n`.
+
+    Raises:
+        InterpError: sizes that do not grow from above 0 to at most 1; as `top_n`.
+    """
+    if not sizes or min(sizes) <= 0 or max(sizes) > 1 or list(sizes) != sorted(set(sizes)):
+        raise InterpError(f"Sizes are growing shares of the edges, above 0 and up to 1; got {list(sizes)}.")
+    pick = greedy if grow else top_n
+    return [pick(scores, max(1, int(size * scores.graph.n_edges)), absolute=absolute) for size in sizes]
+
+
+def prune(found: Circuit) -> Circuit:
+    """The circuit without dead ends: every edge on a way from the input to the logits. Its behaviour is the same.
+
+    A node that nothing in the circuit reaches computes what it does in the corrupted run; one from which nothing
+    leads on changes nothing.
+
+    Raises:
+        InterpError: no edge lies on a way from the input to the logits.
+    """
+    graph, kept = found.graph, found.edges.copy()
+    while True:
+        alive = np.append(kept.any(1), True)  # of the nodes; `logits` always is
+        alive &= np.concatenate([[True], (kept.any(0) @ graph.feeds)[1:]])
+        connected = kept & alive[:-1, None] & (graph.feeds @ alive)
+        if (connected == kept).all():
+            break
+        kept = connected
+    if not kept.any():
+        raise InterpError("No edge of this circuit lies on a way from the input to the logits: pruned, it is empty.")
+    return circuit(found, kept, f"{found.provenance['selection']}, pruned")
+
+
+def random_like(found: Circuit, generator: np.random.Generator) -> np.ndarray:
+    """Bool [sender, receiver]: as many random edges of every type as the circuit has.
+
+    Types are the kinds of sender (input, head, MLP) and receiver (query, key, value, MLP, logits).
+    """
+    graph = found.graph
+    kinds = [name[0] for name in graph.senders], [name[-2] if name[-1] == ">" else name[0] for name in graph.receivers]
+    drawn = np.zeros(graph.edges.shape, dtype=bool)
+    for sender in sorted(set(kinds[0])):
+        for receiver in sorted(set(kinds[1])):
+            typed = np.outer(np.array(kinds[0]) == sender, np.array(kinds[1]) == receiver) & graph.edges
+            among = np.flatnonzero(typed)
+            drawn.flat[generator.choice(among, int((typed & found.edges).sum()), replace=False)] = True
+    return drawn
+
+
+def circuit(scores: Scored, edges: np.ndarray, selection: str, **facts: Any) -> Circuit:
+    """A circuit of these edges, chosen from these scores.
+
+    Raises:
+        InterpError: no edge, or edges that the graph does not have.
+    """
+    import xarray as xr
+
+    if edges.shape != scores.graph.edges.shape or (edges & ~scores.graph.edges).any():
+        raise InterpError("These are not edges of the scores' graph: senders come before the receivers that read them.")
+    if not edges.any():
+        raise InterpError("A circuit of no edges is the corrupted run; choose at least one edge.")
+    data = scores.data[["score"]].drop_vars("example", errors="ignore")
+    data = data.assign(edge=xr.DataArray(edges, dims=("sender", "receiver")))
+    return Circuit(data, {**scores.provenance, **facts, "selection": selection})
+
+
+def _ranked(scores: Scored, absolute: bool) -> np.ndarray:
+    """Scores to sort by; −inf where there is no edge."""
+    edges, values = scores.graph.edges, scores.scores
+    if not np.isfinite(values[edges]).all():
+        raise InterpError(f"{int((~np.isfinite(values[edges])).sum())} edges have scores that are not finite.")
+    return np.where(edges, np.abs(values) if absolute else values, -np.inf)
+
+
+def _check_size(graph: Graph, n: int) -> None:
+    if not 1 <= n <= graph.n_edges:
+        raise InterpError(f"A circuit of {n} edges: {graph.model} has {graph.n_edges:,}; take 1 to all of them.")
