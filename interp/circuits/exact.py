@@ -111,6 +111,7 @@ class _Edges:
         self.terms = source.minus(base, problem.graph).transpose(0, 1)
         self.unchanged = (self.terms == 0).all(-1)[..., None]
 
+    @torch.no_grad()
     def of(self, layer: int) -> tuple[Tensor, list[list[Edit]]]:
         """(sender, receiver) indices, and a variant for each, of a layer's receivers (of the logits, after all)."""
         found = list(self._logits() if layer == self.problem.graph.n_layers else self._layer(layer))

@@ -111,6 +111,7 @@ class Problem:
         )  # fmt: skip
 
 
+@torch.no_grad()
 def values_of(model: LanguageModel, readout: Readout, prompts: Prompts) -> Float[Tensor, "example"]:
     """The metric of plain runs."""
     states = run(model, prompts, (), ["final_norm"], logits=False)["final_norm"]
