@@ -137,11 +137,13 @@ def _selected(encoded: EncodedTask, rows: Int[Tensor, "row"]) -> EncodedTask:
 
 
 def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:
+    # Checkpoints hash the bytes, which a column of a matrix does not hold in a row.
+    answer, wrong_answer = encoded.answer.contiguous(), encoded.wrong_answer.contiguous()
     match name:
         case "logit_difference":
-            return LogitDifference(encoded.answer, encoded.wrong_answer)
+            return LogitDifference(answer, wrong_answer)
         case "probability":
-            return Probability(encoded.answer)
+            return Probability(answer)
         case "log_probability":
-            return LogProbability(encoded.answer)
+            return LogProbability(answer)
     return NegativeKL(run(model, encoded.clean).last_logits().log_softmax(-1))
