@@ -9,6 +9,7 @@ engine does the rest: rows join at that layer, with the tokens from the first ch
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -89,13 +90,28 @@ class _Group:
         return swept.values[self.metric.name] - swept.base[self.metric.name]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """A metric of some of its examples."""
+    """A metric of some of its examples (a dataclass, so that checkpoints know it again)."""
 
-    def __init__(self, metric: Metric, rows: Tensor) -> None:
-        self.metric, self.rows, self.name, self.unit = metric, rows, metric.name, metric.unit
-        self.columns = None if metric.columns is None else metric.columns[rows]
-        self.positions = None if metric.positions is None else metric.positions[rows]
+    metric: Metric
+    rows: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
+    def unit(self) -> str:
+        return self.metric.unit
+
+    @property
+    def columns(self) -> Tensor | None:
+        return None if self.metric.columns is None else self.metric.columns[self.rows]
+
+    @property
+    def positions(self) -> Tensor | None:
+        return None if self.metric.positions is None else self.metric.positions[self.rows]
 
     def __call__(self, logits: Tensor, example: Tensor) -> Tensor:
         return self.metric(logits, self.rows[example])
@@ -111,6 +127,7 @@ class _Edges:
         self.terms = source.minus(base, problem.graph).transpose(0, 1)
         self.unchanged = (self.terms == 0).all(-1)[..., None]
 
+    @torch.no_grad()
     def of(self, layer: int) -> tuple[Tensor, list[list[Edit]]]:
         """(sender, receiver) indices, and a variant for each, of a layer's receivers (of the logits, after all)."""
         found = list(self._logits() if layer == self.problem.graph.n_layers else self._layer(layer))

@@ -42,6 +42,7 @@ class Start:
 EMBEDDING = Start(Site("resid_pre", 0))
 
 
+@torch.no_grad()
 def receiver_gradients(
     model: LanguageModel,
     graph: Graph,
@@ -131,8 +132,9 @@ def backward(
 
     def keep(number: int) -> Watcher:
         def watch(x: Tensor) -> Tensor | None:
-            kept[number] = x
-            return x if x.requires_grad else None  # handed on, so that it lies on the way to the metric
+            # A node of its own, on this way to the metric only: an identity in a norm's place returns the very stream.
+            kept[number] = x.view_as(x)
+            return kept[number] if x.requires_grad else None
 
         return watch
 

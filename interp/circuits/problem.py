@@ -111,6 +111,7 @@ class Problem:
         )  # fmt: skip
 
 
+@torch.no_grad()
 def values_of(model: LanguageModel, readout: Readout, prompts: Prompts) -> Float[Tensor, "example"]:
     """The metric of plain runs."""
     states = run(model, prompts, (), ["final_norm"], logits=False)["final_norm"]
@@ -136,11 +137,16 @@ def _selected(encoded: EncodedTask, rows: Int[Tensor, "row"]) -> EncodedTask:
 
 
 def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:
+    # Checkpoints hash the bytes, which a column of a matrix does not hold in a row.
+    # (`contiguous` leaves the stride of a single number as it is.)
+    answer, wrong_answer = (
+        x.clone(memory_format=torch.contiguous_format) for x in (encoded.answer, encoded.wrong_answer)
+    )
     match name:
         case "logit_difference":
-            return LogitDifference(encoded.answer, encoded.wrong_answer)
+            return LogitDifference(answer, wrong_answer)
         case "probability":
-            return Probability(encoded.answer)
+            return Probability(answer)
         case "log_probability":
-            return LogProbability(encoded.answer)
+            return LogProbability(answer)
     return NegativeKL(run(model, encoded.clean).last_logits().log_softmax(-1))

@@ -155,7 +155,7 @@ def eap_ig(
         InterpError: as `Problem.of`; no step, or an unknown rule.
     """
     problem = Problem.of(model, task, metric, only_right)
-    graph, alphas = problem.graph, _points(steps, points)
+    graph, moments = problem.graph, alphas(steps, points)
     sums = _Sums(problem)
     for rows, clean, corrupted, first in progress(list(problem.groups(3, budget)), "groups of pairs"):
         ends = Terms.of(model, clean), Terms.of(model, corrupted)
@@ -163,7 +163,7 @@ def eap_ig(
         away = ends[0].embedding - ends[1].embedding
         del ends
         mean = terms.new_zeros(len(graph.receivers), *terms.shape[:1], *terms.shape[2:])
-        for alpha in alphas:
+        for alpha in moments:
             start = Start(Site("resid_pre", 0), lambda x, alpha=alpha, away=away: x - (1 - alpha) * away)
             for receivers, gradient in receiver_gradients(model, graph, clean, problem.readout, rows, start, first):
                 mean[receivers].add_(gradient, alpha=1 / steps)
@@ -171,7 +171,7 @@ def eap_ig(
         for receivers in _blocks(problem):
             one.add(terms, receivers, mean[receivers])
         sums.close(one)
-    return edge_scores(problem, "EAP-IG (inputs)", *sums.result(), steps=steps, points=points, alphas=alphas)
+    return edge_scores(problem, "EAP-IG (inputs)", *sums.result(), steps=steps, points=points, alphas=moments)
 
 
 def eap_ig_activations(
@@ -203,7 +203,7 @@ def eap_ig_activations(
         InterpError: as `Problem.of`; no step, or an unknown rule.
     """
     problem = Problem.of(model, task, metric, only_right)
-    graph, alphas, checked = problem.graph, _points(steps, points), checked_direction(direction)
+    graph, moments, checked = problem.graph, alphas(steps, points), checked_direction(direction)
     writers = [(Site("resid_pre", 0), slice(0, 1))]
     for layer in range(graph.n_layers):
         at = graph.mlp_sender(layer)
@@ -215,13 +215,13 @@ def eap_ig_activations(
         one = sums.of(len(rows))
         for site, senders in progress(writers, "layers"):
             away = F.pad(terms[:, senders].sum(1), (0, 0, first, 0))
-            for alpha in alphas:
+            for alpha in moments:
                 moved = alpha - 1 if checked == "noising" else alpha
                 start = Start(site, lambda x, moved=moved, away=away: x + moved * away)
                 for receivers, gradient in receiver_gradients(model, graph, base, problem.readout, rows, start, first):
                     one.add(terms, receivers, gradient / steps, senders)
         sums.close(one)
-    facts = {"steps": steps, "points": points, "alphas": alphas, "direction": direction}
+    facts = {"steps": steps, "points": points, "alphas": moments, "direction": direction}
     return edge_scores(problem, "EAP-IG (activations)", *sums.result(), **facts)
 
 
@@ -305,7 +305,12 @@ METHODS: Mapping[str, Callable[..., EdgeScores]] = {
 """Methods that score edges, by name."""
 
 
-def _points(steps: int, points: str) -> list[float]:
+def alphas(steps: int, points: str) -> list[float]:
+    """Where between corrupted (0) and clean (1) gradients are taken.
+
+    Raises:
+        InterpError: no step, or an unknown rule.
+    """
     if steps < 1:
         raise InterpError(f"{steps} steps make no average; take at least 1.")
     if points not in ("midpoint", "right"):

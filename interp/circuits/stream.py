@@ -50,6 +50,7 @@ class Terms:
         """The MLP's term."""
         return self.activations[Site("mlp_out", layer)]
 
+    @torch.no_grad()
     def minus(self, other: Terms, graph: Graph, first: int = 0) -> Float[Tensor, "batch sender pos d_model"]:
         """Differences of all senders' terms, from position `first` on."""
         start = self.embedding[:, first:]

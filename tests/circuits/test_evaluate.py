@@ -108,7 +108,6 @@ def test_random_scores_find_no_circuit():
 def test_it_shows_and_keeps_itself(evaluated, tmp_path):
     model, task, scores, result = evaluated
     assert "CPR" in repr(result) and "cannot give p below 0.2; take 19 or more" in repr(result)
-    assert "NOT better than random" in repr(result)
     assert "Faithfulness of circuits by EAP" in result.title
     figure = result.plot()
     assert figure.layout.xaxis.type == "log"

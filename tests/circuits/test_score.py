@@ -10,9 +10,11 @@ from models.tiny import tiny
 from torch import nn
 
 from interp.circuits.patching import EdgePatching
+from interp.circuits.problem import checked_direction
 from interp.circuits.results import EdgeScores, NodeScores
 from interp.circuits.score import (
     METHODS,
+    alphas,
     attribution_patching,
     eap,
     eap_ig,
@@ -256,14 +258,13 @@ def test_refusals():
         score(model, PAIRS, "eap-gi")
     with pytest.raises(InterpError, match="no metric 'accuracy' with a gradient"):
         eap(model, PAIRS, metric="accuracy")
-    for function in (eap, exact_edges, exact_nodes, attribution_patching, eap_ig_activations):
-        with pytest.raises(InterpError, match="Direction 'up'"):
-            function(model, PAIRS, direction="up")
+    with pytest.raises(InterpError, match="Direction 'up'"):
+        checked_direction("up")
     for function in (eap_ig, eap_ig_activations):
         with pytest.raises(InterpError, match="0 steps make no average"):
             function(model, PAIRS, steps=0)
-        with pytest.raises(InterpError, match="no rule 'left'"):
-            function(model, PAIRS, points="left")
+    with pytest.raises(InterpError, match="no rule 'left'"):
+        alphas(3, "left")
     same = EncodedTask(PAIRS.task, PAIRS.clean, PAIRS.clean, PAIRS.answer, PAIRS.wrong_answer)
     for function in METHODS.values():
         with pytest.raises(PairError, match="nothing to explain"):
