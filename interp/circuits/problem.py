@@ -137,11 +137,7 @@ def _selected(encoded: EncodedTask, rows: Int[Tensor, "row"]) -> EncodedTask:
 
 
 def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:
-    # Checkpoints hash the bytes, which a column of a matrix does not hold in a row.
-    # (`contiguous` leaves the stride of a single number as it is.)
-    answer, wrong_answer = (
-        x.clone(memory_format=torch.contiguous_format) for x in (encoded.answer, encoded.wrong_answer)
-    )
+    answer, wrong_answer = encoded.answer, encoded.wrong_answer
     match name:
         case "logit_difference":
             return LogitDifference(answer, wrong_answer)

@@ -30,7 +30,8 @@ def fingerprint(parts: Sequence[object]) -> str:
 def _feed(digest: Any, x: object) -> None:
     digest.update(type(x).__name__.encode())
     if isinstance(x, Tensor):
-        x = x.detach().cpu().contiguous()
+        # One number is contiguous with any stride, but has bytes only with stride 1: so a copy, not `contiguous()`.
+        x = x.detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
         digest.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(x, nn.Module):  # a judge, by its weights

@@ -199,3 +199,8 @@ def test_sweep_takes_the_folder_as_well(tmp_path):
     variants = [[Scale(Site("z", 1), 0.5)]]
     first = sweep(model, corrupted, variants, METRICS, checkpoint=tmp_path / "c")
     same(sweep(model, corrupted, variants, METRICS, checkpoint=str(tmp_path / "c")), first)
+
+
+def test_one_number_has_a_fingerprint_whatever_its_stride():
+    strided = torch.arange(6).view(3, 2)[:1, 0]
+    assert strided.stride() == (2,) and fingerprint([strided]) == fingerprint([torch.tensor([0])])
