@@ -85,7 +85,7 @@ def test_the_real_model(tmp_path):
     again = Result.load(tmp_path / "report.nc")
     assert isinstance(again, EditReport) and again.data.identical(report.data)
     assert report.plot().data and all(c in report.summary() for c in CONDITIONS)
-    assert report.plot_pictures().data
+    assert report.plot_pictures().layout.images
     assert np.isnan(
         report.data["right"].sel(question="other object's colour")
     ).any()  # of single objects it is not asked
