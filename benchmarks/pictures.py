@@ -42,6 +42,7 @@ class Bench:
         import torch
 
         import interp
+        from interp.models.site import ATTENTION_MAPS
 
         self.name, self.model = name, interp.load("shapes")
         self.base = self.model.sampling(CORRUPTED, seeds=SEED, steps=steps)
@@ -51,7 +52,7 @@ class Bench:
             interp.Site(part, address)
             for address, block in self.model.blocks.items()
             for part in block.taps
-            if parts is None or part in parts
+            if (part not in ATTENTION_MAPS if parts is None else part in parts)  # plain hooks do not reach a map
         ]
         self.cells = [(site, step) for site in self.sites for step in range(steps)]
         self.loop = Loop(self.model.pipeline, steps, self.base.guidance, SEED)
