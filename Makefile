@@ -16,8 +16,9 @@ export NO_MKDOCS_2_WARNING := 1
 demo: $(INSTALLED)
 	$(BIN)/interp demo --out out
 
+# The models of most tests are tiny: two processes of one thread each are quicker than one of two.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
