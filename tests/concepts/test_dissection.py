@@ -100,7 +100,9 @@ def test_the_trained_network_is_not(shapes):
     assert float(best["low"].sel(concept="object")) > 2 * float(best["chance_max"].sel(concept="object"))
     assert int(found.found().sel(concept="object", step=3)) > 10
     assert "unit" in found.summary() and found.ranked("object")[0] in range(96)
-    assert found.plot().data and found.plot_steps(["object", "large"]).data and found.plot_units(["object"]).layout.images
+    assert (
+        found.plot().data and found.plot_steps(["object", "large"]).data and found.plot_units(["object"]).layout.images
+    )
 
 
 def test_a_result_is_saved_and_loaded(tmp_path):
