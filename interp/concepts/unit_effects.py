@@ -96,6 +96,7 @@ class UnitEffectResult(Result):
         pooled = away.sel(set=random).mean("set").expand_dims(set=["random units"])
         away = xr.concat([away.drop_sel(set=random), pooled], "set").transpose("direction", "set", "size", "example")
         mean = away.mean("example")
+        # two bounds, of which a generator does not tell the length
         return mean, tuple(mean.copy(data=x) for x in bootstrap_interval(away.values, seed=self.provenance["seed"]))  # type: ignore[return-value]
 
     def summary(self) -> str:

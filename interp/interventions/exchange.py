@@ -202,8 +202,9 @@ class Exchanged:
     ) -> tuple[list[str], UInt8[np.ndarray, "shown drawn y x 3"]]:
         """Names of the cells with the largest mean effect on the first metric, and their pictures of some rows."""
         first = self.metrics[0].name
-        mean = np.nan_to_num((self.values[first] - self.base[first]).mean(-1))
-        order = np.argsort(-np.abs(mean), axis=None)[:cells]
+        mean = (self.values[first] - self.base[first]).mean(-1)
+        # NaN, which sorts last, stands for a head that a block lacks: no cell to show
+        order = np.argsort(-np.abs(mean), axis=None)[: min(cells, int(np.isfinite(mean).sum()))]
         places = [np.unravel_index(at, mean.shape) for at in order]
         entries = list(self.grid.labels.values())
         names = [", ".join(str(entry[i]) for entry, i in zip(entries, place, strict=True)) for place in places]
@@ -244,6 +245,7 @@ def exchange(
     captured = text or matching == "trajectory"
     when = When(steps=grid.steps) if captured and not text and "window" in grid.axes else None
     source_run = denoise(grid.model, source, (), grid.sites if captured else (), when=when)
+    # prompts are all texts or all class labels, which the annotation of a sampling does not say
     value = source_run if captured else UnderPrompt(tuple(source.prompts))  # pyright: ignore[reportArgumentType]
     cells = grid.cells(value)
     plan = plan_denoising_sweep(grid.model, base, cells, (), edits=edits, exact=exact, budget=budget)

@@ -74,6 +74,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> WordTokenizer:
     """A tokenizer of whole words; the first of the vocabulary begins every prompt, and its place is a token's id."""
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<none>"))
     # The stubs of tokenizers do not know that these can be set.
+    # tokenizers declares these attributes without setters
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     words.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"{vocabulary[0]} $A", special_tokens=[(vocabulary[0], 0)]

@@ -55,6 +55,7 @@ def bars(
     names = style.labels_of(style.labels_along(data, bar, bar_labels, "bar_labels"))
     figure = graph_objects.Figure()
     for number, name in enumerate(names):
+        # no interval is drawn where none was measured; the bar itself stays away, too
         out = np.nan_to_num(ends[1][number] - x[number]), np.nan_to_num(x[number] - ends[0][number])
         figure.add_bar(
             x=x[number], y=list(range(len(groups))), orientation="h", name=name, offsetgroup=str(number),
