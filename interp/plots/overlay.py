@@ -35,7 +35,7 @@ def overlays(
     unit: str,
     columns: int = 6,
 ) -> plotly.graph_objects.Figure:
-    """One panel per map, all on one scale from zero to the largest value of any; a panel's title states its own largest.
+    """One panel per map, on one scale from zero to the largest value of all; a panel's title states its own largest.
 
     Args:
         picture: RGB bytes [y, x, 3].
