@@ -2,6 +2,7 @@
 
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
+from interp.circuits.heads import HeadBehaviour, head_behaviour
 from interp.circuits.mib import read_mib, write_mib
 from interp.circuits.patching import EdgePatching
 from interp.circuits.results import Circuit, EdgeScores, NodeScores
@@ -24,6 +25,7 @@ __all__ = [
     "EdgeScores",
     "Evaluation",
     "Graph",
+    "HeadBehaviour",
     "NodeScores",
     "attribution_patching",
     "circuit",
@@ -34,6 +36,7 @@ __all__ = [
     "exact_edges",
     "exact_nodes",
     "greedy",
+    "head_behaviour",
     "nested",
     "prune",
     "random_scores",
