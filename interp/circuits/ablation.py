@@ -6,7 +6,7 @@
 | `"resample-other"` | the term of another pair's corrupted run, of the same length | that run |
 | `"mean"` | the mean term over stated prompts, at each position | a run that knows positions only |
 | `"zero"` | nothing | biases only |
-| `"optimal"` | constants at each position, learned so that this circuit does as well as it can | the best constant answer |
+| `"optimal"` | constants at each position, learned for the good of this circuit | the best constant answer |
 
 The first asks for what tells clean from corrupted, given everything that they share. The others take that away too,
 so that circuits under them are larger; zero throws the network out of the range that it was trained in. Under an
@@ -29,10 +29,10 @@ from interp.circuits.patching import BUDGET, EdgePatching
 from interp.circuits.problem import Problem
 from interp.circuits.stream import Terms
 from interp.errors import InterpError, PairError, nearest
+from interp.interventions.run import run
 from interp.models.prompts import Prompts
 from interp.progress import Progress, silent
 from interp.tasks.metrics import Metric, NegativeKL
-from interp.interventions.run import run
 from interp.tasks.pairs import EncodedTask, Task
 
 ABLATIONS = ("resample", "resample-other", "mean", "zero", "optimal")
@@ -98,9 +98,7 @@ class Cut:
             on, that are shorter than those of the problem.
     """
 
-    def __init__(
-        self, problem: Problem, ablation: Ablation, budget: int = BUDGET, progress: Progress = silent
-    ) -> None:
+    def __init__(self, problem: Problem, ablation: Ablation, budget: int = BUDGET, progress: Progress = silent) -> None:
         self.problem, self.ablation, self.budget, self.progress = problem, ablation, budget, progress
         model, encoded = problem.model, problem.encoded
         self.over = encoded if ablation.over is None else ablation.over.encode(model)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from plotly.graph_objects import Figure
 
+STANDARD = Trials()
 _RESAMPLES = 2000
 _PROMPTS = ("clean", "corrupted", "answers", "wrong_answers")
 
@@ -140,7 +141,7 @@ class Evaluation(Result):
         for i, size in enumerate(data["size"].values):
             chance = ""
             if "random" in data and not np.isnan(data["p"].values[i]):
-                drawn, f = data["random"].values[i], data["faithfulness"].values[i]
+                drawn = data["random"].values[i]
                 drawn = drawn[~np.isnan(drawn)]
                 chance = f"; {len(drawn)} random {drawn.mean():.3f}"
                 chance += f" (p {data['p'].values[i]:.2g})" if len(drawn) >= 19 else ""
@@ -225,7 +226,7 @@ def evaluate(
     absolute: bool = True,
     grow: bool = False,
     ablation: str | Ablation = "resample",
-    trials: Trials | None = Trials(),
+    trials: Trials | None = STANDARD,
     at: float | None = None,
     n_random: int = 3,
     metric: str = "logit_difference",
@@ -291,7 +292,7 @@ def evaluate(
     variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
     record = problem.record(
         method, selection=[one.provenance["selection"] for one in chosen], n_random=n_random, seed=seed,
-        trials=asdict(trials or Trials()), examined=number, like=like, found=[_origin(one) for one in chosen],
+        trials=asdict(trials or STANDARD), examined=number, like=like, found=[_origin(one) for one in chosen],
         **cut.ablation.record(),
     )  # fmt: skip
     return Evaluation(found.assign(variables).assign_coords(coords), {**record, "experiment": "circuit evaluation"})

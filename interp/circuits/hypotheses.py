@@ -70,8 +70,8 @@ class Trials:
             raise InterpError(f"Trials are counted from 0, and a level is between 0 and 1; got {self}.")
         if 0 < self.n_random < round(1 / self.level, 6) - 1:
             raise InterpError(
-                f"{self.n_random} random circuits cannot give p ≤ {self.level:g}; take {ceil(1 / self.level - 1e-6) - 1} "
-                "or more, or 0 for no such test."
+                f"{self.n_random} random circuits cannot give p ≤ {self.level:g}; take "
+                f"{ceil(1 / self.level - 1e-6) - 1} or more, or 0 for no such test."
             )
 
 
@@ -164,7 +164,7 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
 
 
 def rank_p(value: float, drawn: np.ndarray) -> float:
-    """p of a Monte Carlo test: the share, among the value and the draws, that are at least as large; NaN for none."""
+    """The p of a Monte Carlo test: the share, among value and draws, that is at least as large; NaN without draws."""
     drawn = drawn[~np.isnan(drawn)]
     return float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if len(drawn) else float("nan")
 

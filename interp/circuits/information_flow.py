@@ -43,7 +43,7 @@ def information_flow(
     budget: int = BUDGET,
     progress: Progress = silent,
 ) -> EdgeScores:
-    """Each sender's share of what a receiver reads, on the clean prompts: 0 to 1, the shares of a receiver adding up to 1.
+    """Each sender's share, 0 to 1, of what a receiver reads on the clean prompts; a receiver's shares add up to 1.
 
     Args:
         metric: only to say which pairs the model gets right and what the gap is; the scores do not depend on it.
@@ -75,7 +75,9 @@ def _shares(problem: Problem, rows: Tensor) -> Float[Tensor, "batch sender recei
         mid = pre if graph.parallel else states[Site("resid_mid", layer)]
         n = graph.before_attention(layer)
         shares[:, :n, graph.attention(layer)] = _importance(terms[:n], pre, mask)[..., None]
-        shares[:, : graph.before_mlp(layer), graph.mlp(layer)] = _importance(terms[: graph.before_mlp(layer)], mid, mask)
+        shares[:, : graph.before_mlp(layer), graph.mlp(layer)] = _importance(
+            terms[: graph.before_mlp(layer)], mid, mask
+        )
     shares[:, :, -1] = _importance(terms, states[after], mask)
     return shares
 
@@ -91,7 +93,9 @@ def _importance(
     terms: Float[Tensor, "sender batch pos d_model"], stream: Float[Tensor, "batch pos d_model"], mask: Tensor
 ) -> Float[Tensor, "batch sender"]:
     whole = stream.abs().sum(-1)
-    left = torch.stack([(stream - term).abs().sum(-1) for term in terms])  # one at a time: never all differences at once
+    left = torch.stack(
+        [(stream - term).abs().sum(-1) for term in terms]
+    )  # one at a time: never all differences at once
     proximity = (whole - left).clamp(min=0)
     total = proximity.sum(0)
     share = torch.where(total > 0, proximity / total.clamp(min=torch.finfo(total.dtype).tiny), 0) * mask

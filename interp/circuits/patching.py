@@ -7,8 +7,9 @@ very run, what the sender wrote in the run on the *source* prompts (or another t
 
 With `patch` all 0 this is the base run, bit for bit; with all 1 it is the source run, for every receiver then
 reads the source's stream (where terms come from no run: the sum of these terms and of the attention's biases); with
-a single 1 it is a path patch: the direct effect of s on r, and all that follows from r. A circuit C is run on the clean prompts with `patch` 1 outside of C and the corrupted prompts as source:
-what the circuit computes flows on, everything else is the corrupted run's (MIB's definition).
+a single 1 it is a path patch: the direct effect of s on r, and all that follows from r. A circuit C is run on the
+clean prompts with `patch` 1 outside of C and the corrupted prompts as source: what the circuit computes flows on,
+everything else is the corrupted run's (MIB's definition).
 
 Nothing is rewritten: it is one forward pass of the network's own modules, with hooks that hand receivers their own
 inputs. Receivers without a patched edge keep the computation they have.

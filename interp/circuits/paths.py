@@ -24,7 +24,7 @@ with Path Patching" (arXiv:2304.05969), for the tree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -181,13 +181,17 @@ def senders_into(
     for name in receivers:
         if name not in graph.receivers:
             raise SiteError(f"{graph.model} has no receiver {name!r}." + nearest(name, graph.receivers))
-        ways += [(name, name)] if not onward else [(name, f"{way}->{on}") for way in _goes_on(graph, name) for on in onward]
+        ways += (
+            [(name, name)] if not onward else [(name, f"{way}->{on}") for way in _goes_on(graph, name) for on in onward]
+        )
     sets, within = [], np.zeros(len(graph.senders), dtype=bool)
     for number, sender in enumerate(graph.senders):
         own = [f"{sender}->{way}" for name, way in ways if graph.edges[number, graph.receivers.index(name)]]
         within[number] = bool(own)
         sets += [own] if own else []
-    effects = _Patching(problem, checked_direction(direction), _checked(mlps)).effects(sets, budget, progress, checkpoint)
+    effects = _Patching(problem, checked_direction(direction), _checked(mlps)).effects(
+        sets, budget, progress, checkpoint
+    )
     mean, error = np.full((2, len(within)), np.nan)
     mean[within] = effects.mean(1)
     if effects.shape[1] > 1:
@@ -355,7 +359,7 @@ def _moved(change: Stream) -> Tensor:
     return (change != 0).any(-1, keepdim=True)
 
 
-def _grouped(paths, key) -> dict[int, set[_Path]]:
+def _grouped(paths: Iterable[_Path], key: Callable[[_Path], int]) -> dict[int, set[_Path]]:
     groups: dict[int, set[_Path]] = {}
     for path in sorted(paths, key=lambda path: (path.nodes, path.receivers)):
         groups.setdefault(key(path), set()).add(path)

@@ -38,8 +38,9 @@ class _OfGraph(Result):
         if "task" not in p:
             return "  its prompts are not known"
         clean, corrupted = (float(self.data[which].mean()) for which in ("clean", "corrupted"))
+        unit = self.data["clean"].attrs["unit"]
         return (
-            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {p['unit']}; the model gets "
+            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {unit}; the model gets "
             f"{p['n_right']} of {p['n_attempted']} pairs right, {p['n_scored']} scored"
         )
 

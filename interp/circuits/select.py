@@ -135,7 +135,7 @@ def random_like(
 
 
 def edge_types(graph: Graph) -> list[np.ndarray]:
-    """Bool [sender, receiver] for each type: kind of sender (input, head, MLP) and of receiver (query, key, value …)."""
+    """Bool [sender, receiver] per type: a kind of sender (input, head, MLP) and of receiver (query, key, value …)."""
     kinds = [name[0] for name in graph.senders], [name[-2] if name[-1] == ">" else name[0] for name in graph.receivers]
     ends = [[np.array(names) == kind for kind in sorted(set(names))] for names in kinds]
     return [np.outer(sender, receiver) & graph.edges for sender in ends[0] for receiver in ends[1]]

@@ -94,7 +94,7 @@ class Terms:
 def scaled(
     model: LanguageModel, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """z times the number by which a norm behind attention multiplies its token; z itself where there is none."""
+    """The z times the number by which a norm behind attention multiplies its token; themselves where there is none."""
     norm = model.layers[layer].post_attn_norm
     if norm is None:
         return z
