@@ -56,7 +56,7 @@ class Ablation:
     """
 
     kind: str = "resample"
-    over: Task | None = None
+    over: Task | EncodedTask | None = None
     seed: int = 0
     steps: int = 50
     rate: float = 0.02
@@ -77,7 +77,8 @@ class Ablation:
 
     def record(self) -> dict[str, Any]:
         """For provenance."""
-        over = None if self.over is None else f"{self.over.name}, {len(self.over)} pairs, seed {self.over.seed}"
+        task = self.over.task if isinstance(self.over, EncodedTask) else self.over
+        over = None if task is None else f"{task.name}, {len(task)} pairs, seed {task.seed}"
         facts: dict[str, Any] = {"ablation": self.kind, "ablated_over": over}
         if self.kind == "resample-other":
             facts["ablation_seed"] = self.seed
@@ -101,7 +102,8 @@ class Cut:
     def __init__(self, problem: Problem, ablation: Ablation, budget: int = BUDGET, progress: Progress = silent) -> None:
         self.problem, self.ablation, self.budget, self.progress = problem, ablation, budget, progress
         model, encoded = problem.model, problem.encoded
-        self.over = encoded if ablation.over is None else ablation.over.encode(model)
+        over = encoded if ablation.over is None else ablation.over
+        self.over = over if isinstance(over, EncodedTask) else over.encode(model)
         if ablation.kind in ("mean", "optimal"):
             _check_width(encoded, self.over, ablation.kind)
         source: Prompts | Terms = encoded.corrupted

@@ -85,10 +85,14 @@ class Evaluation(Result):
             InterpError: no circuit of that size.
         """
         sizes = self.data["size"].values
-        at = self._examined if size is None else np.flatnonzero(np.isclose(sizes, size, rtol=1e-6))
-        if size is not None and not len(at):
-            raise InterpError(f"No circuit of {size:g} of the edges; there are {', '.join(f'{x:g}' for x in sizes)}.")
-        number = len(sizes) - 1 if at is None else int(np.atleast_1d(at)[0])
+        number = len(sizes) - 1 if self._examined is None else self._examined
+        if size is not None:
+            found = np.flatnonzero(np.isclose(sizes, size, rtol=1e-6))
+            if not len(found):
+                raise InterpError(
+                    f"No circuit of {size:g} of the edges; there are {', '.join(map('{:g}'.format, sizes))}."
+                )
+            number = int(found[0])
         data = self.data[["score", "edge"]].isel(size=number, drop=True)
         return Circuit(data, {**self.provenance["found"][number], "verdict": self._verdict(number)})
 

@@ -132,7 +132,7 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
             drawn[draw] = value(random_like(found, generator, among, typed=kind == "types"))
 
     without_edge = np.full((len(chosen), n), np.nan)
-    for number, (i, j) in enumerate(progress(chosen, "edges of the circuit")):
+    for number, (i, j) in enumerate(progress(chosen.tolist(), "edges of the circuit")):
         less = edges.copy()
         less[i, j] = False
         without_edge[number] = cut.kept(less)

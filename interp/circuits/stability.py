@@ -59,7 +59,8 @@ class Stability(Result):
         lines = [
             f"Stability: {self.title}",
             f"  Jaccard {self.mean('jaccard'):.3f} (random {self.mean('random'):.3f}), overlap "
-            f"{self.mean('overlap'):.3f}, rank correlation {self.mean('rank'):.3f} (random 0); {int(self.data['core'])} edges in all of them",
+            f"{self.mean('overlap'):.3f}, "
+            f"rank correlation {self.mean('rank'):.3f} (random 0); {int(self.data['core'])} edges in all of them",
         ]
         pairs = [(i, j) for i in range(len(names)) for j in range(i)]
         lines += [f"  {jaccard[i, j]:.3f} {names[j]} · {names[i]}" for i, j in pairs if len(pairs) <= 10]
