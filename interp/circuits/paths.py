@@ -124,7 +124,7 @@ def path_patching(
     """
     problem = Problem.of(model, task, metric, only_right)
     sets = [[one] if isinstance(one, str) else list(one) for one in paths]
-    patching = _Patching(problem, checked_direction(direction), _checked(mlps))
+    patching = _Patching(problem, checked_direction(direction), checked_mlps(mlps))
     effects = patching.effects(sets, budget, progress, checkpoint)
     import xarray as xr
 
@@ -189,7 +189,7 @@ def senders_into(
         own = [f"{sender}->{way}" for name, way in ways if graph.edges[number, graph.receivers.index(name)]]
         within[number] = bool(own)
         sets += [own] if own else []
-    effects = _Patching(problem, checked_direction(direction), _checked(mlps)).effects(
+    effects = _Patching(problem, checked_direction(direction), checked_mlps(mlps)).effects(
         sets, budget, progress, checkpoint
     )
     mean, error = np.full((2, len(within)), np.nan)
@@ -372,7 +372,12 @@ def _goes_on(graph: Graph, receiver: str) -> list[str]:
     return [f"{node}<{receiver.partition('<')[2]}" for node in fed] if len(fed) > 1 else [receiver]
 
 
-def _checked(mlps: str) -> str:
+def checked_mlps(mlps: str) -> str:
+    """A way to treat MLPs, if it is one.
+
+    Raises:
+        InterpError: they are neither frozen nor recomputed.
+    """
     if mlps not in ("frozen", "recomputed"):
         raise InterpError(f"On a path MLPs are 'frozen' or 'recomputed'; got {mlps!r}.")
     return mlps
