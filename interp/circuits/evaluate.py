@@ -1,9 +1,9 @@
 """How far to trust a circuit: does it do alone what the whole model does, and do random ones not?
 
-A circuit runs on the clean prompts; every edge outside of it carries the corrupted run's term (`EdgePatching`). With
-m the mean of the metric over pairs,
+A circuit runs on the clean prompts; every edge outside of it carries another term (`interp.circuits.ablation`), if
+nothing else is said the corrupted run's. With m the mean of the metric over pairs, and ∅ the circuit of no edges,
 
-    faithfulness f(C) = (m(C) − m(corrupted)) / (m(clean) − m(corrupted))
+    faithfulness f(C) = (m(C) − m(∅)) / (m(clean) − m(∅))
 
 is 1 where the circuit does as well as the model, 0 where it is as good as none; it may exceed 1, where what was cut
 away spoke against the answer. Over circuits of growing size, a share k of the edges,
@@ -11,23 +11,29 @@ away spoke against the answer. Over circuits of growing size, a share k of the e
     CPR = ∫ f dk (higher is better)        CMD = ∫ |1 − f| dk (lower is better)
 
 by the trapezoid rule between the first and the last size, so that f = 1 everywhere gives CPR = last − first size.
+One circuit is examined: sufficiency, partial necessity, minimality of its edges, completeness
+(`interp.circuits.hypotheses`), and what it did not pass it says from then on (`Evaluation.circuit`).
 
 Source: Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark" (arXiv:2504.13151). Like there, sizes are
-counted before dead ends are pruned. Intervals and random circuits are ours.
+counted before dead ends are pruned. Intervals, random circuits and tests are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
-from interp.circuits.patching import BUDGET, EdgePatching
+from interp.circuits.ablation import Ablation, Cut
+from interp.circuits.hypotheses import Examined, Trials, edge_p, examine, judged, rank_p
+from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Pairs, Problem
-from interp.circuits.results import Circuit, EdgeScores
+from interp.circuits.results import Circuit, EdgeScores, said_verdict
 from interp.circuits.select import MIB_SIZES, nested, random_like
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
@@ -36,20 +42,31 @@ from interp.results import Result
 from interp.statistics import recovered
 
 if TYPE_CHECKING:
+    import pandas
+    import xarray as xr
     from plotly.graph_objects import Figure
 
+STANDARD = Trials()
 _RESAMPLES = 2000
+_PROMPTS = ("clean", "corrupted", "answers", "wrong_answers")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation(Result):
-    """Faithfulness of circuits of growing size, and of random ones.
+    """Faithfulness of circuits of growing size, and of random ones; and the tests of one of them.
 
     `.data` holds over `size` (share of the edges): `edges`, their number; `value`, the metric of each circuit per
     `example`; `faithfulness`, with its 95 % bootstrap interval over pairs, `low` and `high`; `random`, the faithfulness
-    of `draw` random circuits with as many edges of every type, and `p`, the share of circuits (this one counted among
-    the random ones) that are at least as faithful. Scalars `cpr` and `cmd`, with `_low` and `_high`, exist from two
-    sizes on; per `example` the metric's `clean` and `corrupted`.
+    of `draw` random circuits with as many edges of every type (NaN where fewer were drawn), and `p`, the share of
+    circuits (this one counted among the random ones) that are at least as faithful. Scalars `cpr` and `cmd`, with
+    `_low` and `_high`, exist from two sizes on; per `example` the metric's `clean`, `corrupted` and `empty`, that of
+    the circuit of no edges. `edge` over `size` × `sender` × `receiver` are the circuits, and `score` what they were
+    chosen by.
+
+    Of the examined circuit: `lost`, the share of the gap that the model loses without it, `lost_random` without
+    random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap) and
+    adjusted `edge_p`, and `random_change` of the random edges; per `subset` of nodes, `left_circuit` and `left_model`,
+    the faithfulness of circuit and model without them; `p_task`, of the model's right answers.
     """
 
     @property
@@ -58,10 +75,66 @@ class Evaluation(Result):
         p = self.provenance
         return f"Faithfulness of circuits by {p['method']} · {p['task']} ({p['n_scored']} pairs) · {p['model']}"
 
-    def summary(self) -> str:
-        """A line per size, and whether it beats chance."""
+    def circuit(self, size: float | None = None) -> Circuit:
+        """One of the circuits, with what was found about it in its `repr`.
+
+        Args:
+            size: share of the edges; if not given, the examined one (the largest, if none was).
+
+        Raises:
+            InterpError: no circuit of that size.
+        """
+        sizes = self.data["size"].values
+        number = len(sizes) - 1 if self._examined is None else self._examined
+        if size is not None:
+            found = np.flatnonzero(np.isclose(sizes, size, rtol=1e-6))
+            if not len(found):
+                raise InterpError(
+                    f"No circuit of {size:g} of the edges; there are {', '.join(map('{:g}'.format, sizes))}."
+                )
+            number = int(found[0])
+        data = self.data[["score", "edge"]].isel(size=number, drop=True)
+        return Circuit(data, {**self.provenance["found"][number], "verdict": self._verdict(number)})
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Of the examined circuit (the largest, if none was): `passed` (None: not settled), and the `reasons`."""
+        return self._verdict(len(self.data["size"]) - 1 if self._examined is None else self._examined)
+
+    @property
+    def _examined(self) -> int | None:
+        return self.provenance["examined"]
+
+    def _verdict(self, number: int) -> dict[str, Any]:
         data, p = self.data, self.provenance
-        lines = [f"Evaluation: {self.title}"]
+        facts = {"faithfulness": float(data["faithfulness"][number]), "task": float(data["p_task"])}
+        here = number == self._examined
+        facts["sufficiency"] = float(data["p"][number]) if here else nan
+        facts["necessity"] = float(data["p_necessity"]) if here else nan
+        found = judged(facts, Trials(**p["trials"]))
+        where = f"{p['task']} ({p['n_scored']} pairs), {p['ablation']} ablation"
+        return {**found, "where": where, "notes": [f"faithfulness {facts['faithfulness']:.2f}", *self._notes(number)]}
+
+    def _notes(self, number: int) -> list[str]:
+        """Minimality and completeness, which inform and do not decide."""
+        data, notes = self.data, []
+        if number != self._examined:
+            return notes
+        if data.sizes.get("tested"):
+            needed = int((data["edge_p"] <= self.provenance["trials"]["level"]).sum())
+            notes.append(f"{needed} of {data.sizes['tested']} edges tested are needed more than random ones")
+        if data.sizes.get("subset"):
+            apart, whole = float(np.abs(data["left_circuit"] - data["left_model"]).mean()), data["left_model"]
+            notes.append(
+                f"without random nodes, circuit and model differ by {apart:.2f} of the gap (the model loses "
+                f"{float(1 - whole.mean()):.2f})"
+            )
+        return notes
+
+    def summary(self) -> str:
+        """A line per size, whether it beats chance, and what the tests of the examined one say."""
+        data, p = self.data, self.provenance
+        lines = [f"Evaluation: {self.title}", f"  outside: {p['ablation']} ablation; {self._gap()}"]
         if "cpr" in data:
             low, high = float(data["cpr_low"]), float(data["cpr_high"])
             lines.append(
@@ -72,23 +145,58 @@ class Evaluation(Result):
         for i, size in enumerate(data["size"].values):
             chance = ""
             if "random" in data and not np.isnan(data["p"].values[i]):
-                # With few random circuits the smallest p there is says as much as it can.
-                passed = data["p"].values[i] <= max(0.05, 1 / (1 + p["n_random"]))
-                chance = f"; random {data['random'].values[i].mean():.3f}, p {data['p'].values[i]:.2g}"
-                chance += "" if passed else ": NOT better than random"
+                drawn = data["random"].values[i]
+                drawn = drawn[~np.isnan(drawn)]
+                chance = f"; {len(drawn)} random {drawn.mean():.3f}"
+                chance += f" (p {data['p'].values[i]:.2g})" if len(drawn) >= 19 else ""
+                chance += ": NOT better than random" if data["p"].values[i] > max(0.05, 1 / (1 + len(drawn))) else ""
             lines.append(
                 f"  {size:.2%} ({int(data['edges'].values[i]):,} edges): {data['faithfulness'].values[i]:.3f} "
                 f"({data['low'].values[i]:.3f} to {data['high'].values[i]:.3f}){chance}"
             )
-        if p["n_random"] and 1 / (1 + p["n_random"]) > 0.05:
-            lines.append(
-                f"  {p['n_random']} random circuits cannot give p below {1 / (1 + p['n_random']):.2g}; take 19 or more"
-            )
+        if self._examined is not None:
+            lines += self._tests()
         lines.append(f"  the model gets {p['n_right']} of {p['n_attempted']} pairs right, {p['n_scored']} scored")
         return "\n".join(lines)
 
+    def _gap(self) -> str:
+        clean, empty = float(self.data["clean"].mean()), float(self.data["empty"].mean())
+        return f"{self.provenance['metric']} of the model {clean:+.3f}, of no edges {empty:+.3f}"
+
+    def _tests(self) -> list[str]:
+        data, p, number = self.data, self.provenance, self._examined
+        said = said_verdict(self.verdict)
+        lines = [f"  examined, {float(data['size'][number]):.2%}: {said}"]
+        for test, like in zip(("sufficiency", "partial necessity"), p["like"], strict=True):
+            if not like:
+                lines.append(f"    {test}: not tested, there are too few other circuits of this size")
+        if p["like"][0]:
+            lines.append(
+                f"    sufficiency: {float(data['faithfulness'][number]):.3f} against "
+                f"{float(np.nanmean(data['random'][number])):.3f} of random circuits (as many edges"
+                f"{' of every type' if p['like'][0] == 'types' else ''}), p {float(data['p'][number]):.2g}"
+            )
+        if p["like"][1]:
+            lines.append(
+                f"    partial necessity: without it the model loses {float(data['lost']):.3f} of the gap, without "
+                f"random ones outside of it {float(np.nanmean(data['lost_random'])):.3f}, "
+                f"p {float(data['p_necessity']):.2g}"
+            )
+        lines += [f"    {note}" for note in self._notes(number or 0)]
+        if data.sizes.get("tested"):
+            spare = data["tested"].values[data["edge_p"].values > p["trials"]["level"]]
+            lines += [f"    not shown to be needed: {', '.join(spare[:8])}{' …' if len(spare) > 8 else ''}"] * bool(
+                len(spare)
+            )
+        return lines
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per size, without the circuits' edges, the single pairs and random circuits."""
+        along = [name for name, x in self.data.data_vars.items() if x.dims == ("size",)]
+        return self.data[along].to_dataframe().reset_index()
+
     def plot(self) -> Figure:
-        """Faithfulness over size, with its interval; random circuits with the range of their middle 95 %."""
+        """Faithfulness over size, with its interval; random circuits with the range of those drawn."""
         import xarray as xr
 
         from interp.plots import curves
@@ -97,8 +205,8 @@ class Evaluation(Result):
         rows = [[data[name].values for name in ("faithfulness", "low", "high")]]
         lines = [self.provenance["method"]]
         if "random" in data:
-            drawn = data["random"].values
-            rows.append([drawn.mean(1), np.quantile(drawn, 0.025, axis=1), np.quantile(drawn, 0.975, axis=1)])
+            drawn = data["random"]
+            rows.append([x.values for x in (drawn.mean("draw"), drawn.min("draw"), drawn.max("draw"))])
             lines.append("random, same types")
         stacked = np.array(rows).transpose(1, 0, 2)
         y, low, high = (
@@ -121,35 +229,90 @@ def evaluate(
     sizes: Sequence[float] = MIB_SIZES,
     absolute: bool = True,
     grow: bool = False,
-    n_random: int = 19,
+    ablation: str | Ablation = "resample",
+    trials: Trials | None = STANDARD,
+    at: float | None = None,
+    n_random: int = 3,
     metric: str = "logit_difference",
     only_right: bool = False,
     budget: int = BUDGET,
     progress: Progress = silent,
     seed: int = 0,
 ) -> Evaluation:
-    """Faithfulness of nested circuits, against random circuits of the same types of edges.
+    """Faithfulness of nested circuits against random circuits, and tests of one of them.
 
-    Scores that were found on the same pairs have been fitted to them: evaluate on others.
+    Scores that were found on the same pairs have been fitted to them: evaluate on others. A circuit passes if it is
+    faithful, sufficient, partially necessary, and the model does the task at all; how many of its edges are needed,
+    and how complete it is, is said beside that. By default this takes about 120 passes over all pairs.
 
     Args:
         circuits: scores, from which circuits of `sizes` are taken (`nested`); or a circuit, or some of growing size.
         sizes: shares of the edges.
         absolute: as in `top_n`.
         grow: as in `nested`.
-        n_random: random circuits per size; 0 for none. 19 allow p = 0.05.
+        ablation: what edges outside carry: a kind, or an `Ablation`. An optimal one is learned anew for every
+            circuit, random ones too.
+        trials: how thoroughly one circuit is examined; `None`: not at all.
+        at: its size, a share of the edges; if not given, the smallest that is faithful (or the largest).
+        n_random: random circuits at each of the other sizes; 0 for none.
         budget: as in `EdgePatching`.
-        seed: of the random circuits and the bootstrap.
+        progress: over circuits, then over the passes of each test.
+        seed: of random circuits, edges and nodes, and the bootstrap.
 
     Raises:
-        InterpError: as `Problem.of` and `nested`; a circuit of another model; circuits that do not grow.
-        PairError: as `Problem.of`; a gap between clean and corrupted that is within its own uncertainty.
+        InterpError: as `Problem.of`, `nested` and `Ablation`; a circuit of another model; circuits that do not grow;
+            no circuit of size `at`.
+        PairError: as `Problem.of` and `Cut`; a gap between the model and no edges within its own uncertainty.
     """
     problem = Problem.of(model, task, metric, only_right)
+    shares, chosen, method = _chosen(problem, circuits, sizes, absolute, grow)
+    if at is not None and not np.isclose(shares, at, rtol=1e-6).any():
+        raise InterpError(f"There is no circuit of {at:g} of the edges; the sizes are {shares}.")
+    cut = Cut(problem, Ablation.of(ablation), budget, progress)
+    clean = problem.values["clean"].double().cpu().numpy()
+    nothing = np.zeros(problem.graph.edges.shape, dtype=bool)
+    same = cut.ablation.kind == "resample"
+    empty = problem.values["corrupted"].double().cpu().numpy() if same else cut.kept(nothing)
+    what = problem.metric.name if same else f"{problem.metric.name} (of the circuit of no edges, for corrupted)"
+    recovered(empty[None], clean, empty, what, seed=seed)  # refuses pairs without a gap before any work
+    generator = np.random.default_rng(seed)
+    values = np.empty((len(chosen), len(problem.encoded)))
+    drawn = np.full((len(chosen), max(n_random, trials.n_random if trials else 0), len(clean)), np.nan)
+    for i, one in enumerate(progress(chosen, "circuits")):
+        values[i] = cut.kept(one.edges)
+        for j in range(n_random):
+            drawn[i, j] = values[i] if _whole(one) else cut.kept(random_like(one, generator))
+    examined, number = None, None
+    if trials is not None:
+        f = (values.mean(-1) - empty.mean()) / (clean.mean() - empty.mean())
+        faithful = np.flatnonzero(f >= trials.least)
+        number = int(faithful[0]) if len(faithful) else len(chosen) - 1
+        number = number if at is None else int(np.argmin(np.abs(np.array(shares) - at)))
+        examined = examine(cut, chosen[number], trials, generator, progress)
+        if examined.like[0]:
+            drawn[number] = np.nan
+            drawn[number, : trials.n_random] = examined.random
+    found = _curve(problem, shares, chosen, (clean, empty), values, drawn, seed)
+    variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
+    record = problem.record(
+        method, selection=[one.provenance["selection"] for one in chosen], n_random=n_random, seed=seed,
+        trials=asdict(trials or STANDARD), examined=number, like=like, found=[_origin(one) for one in chosen],
+        **cut.ablation.record(),
+    )  # fmt: skip
+    return Evaluation(found.assign(variables).assign_coords(coords), {**record, "experiment": "circuit evaluation"})
+
+
+def _chosen(
+    problem: Problem,
+    circuits: EdgeScores | Circuit | Sequence[Circuit],
+    sizes: Sequence[float],
+    absolute: bool,
+    grow: bool,
+) -> tuple[list[float], list[Circuit], str]:
     found = [circuits] if isinstance(circuits, Circuit) else circuits
     for one in [found] if isinstance(found, EdgeScores) else found:
         if (one.graph.weights, one.graph.model) != (problem.graph.weights, problem.graph.model):
-            raise InterpError(f"This is of {one.graph.model}; {model.name} has other weights.")
+            raise InterpError(f"This is of {one.graph.model}; {problem.model.name} has other weights.")
     if isinstance(found, EdgeScores):
         shares, chosen = list(sizes), nested(found, sizes, absolute=absolute, grow=grow)
         method = found.provenance["method"]
@@ -159,67 +322,88 @@ def evaluate(
         method = chosen[0].provenance["method"] if chosen else ""
     if not shares or shares != sorted(set(shares)):
         raise InterpError(f"Give at least one circuit, and several by growing size; got shares of the edges {shares}.")
-    clean, corrupted = (problem.values[which].double().cpu().numpy() for which in ("clean", "corrupted"))
-    recovered(
-        corrupted[None], clean, corrupted, problem.metric.name, seed=seed
-    )  # refuses pairs without a gap before any work
-    cut = EdgePatching(model, problem.encoded.clean, problem.encoded.corrupted, problem.metric, budget)
-    generator = np.random.default_rng(seed)
-    values = np.empty((len(chosen), len(problem.encoded)))
-    drawn = np.full((len(chosen), n_random, len(problem.encoded)), np.nan)
-    for i, one in enumerate(progress(chosen, "circuits")):
-        values[i] = _kept(cut, one.edges)
-        for j in range(n_random):
-            # All edges: there is only one such circuit.
-            drawn[i, j] = (
-                values[i] if one.edges.sum() == problem.graph.n_edges else _kept(cut, random_like(one, generator))
-            )
-    return _result(problem, np.array(shares), chosen, method, values, drawn, seed)
+    return shares, chosen, method
 
 
-def _kept(cut: EdgePatching, edges: np.ndarray) -> np.ndarray:
-    """The metric of the circuit of these edges."""
-    outside = torch.from_numpy(cut.graph.edges & ~edges).to(cut.model.device, cut.model.dtype)
-    return cut(outside).double().cpu().numpy()
+def _origin(one: Circuit) -> dict[str, Any]:
+    """A circuit's provenance without its prompts."""
+    return {key: value for key, value in one.provenance.items() if key not in _PROMPTS}
 
 
-def _result(
+def _tests(
     problem: Problem,
-    shares: np.ndarray,
+    examined: Examined | None,
+    values: np.ndarray,
+    number: int | None,
+    ends: tuple[np.ndarray, np.ndarray],
+    trials: Trials | None,
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """(variables, coordinates, what random circuits shared) of the examined circuit."""
+    right = binomtest(int(problem.right.sum()), len(problem.right), 0.5, alternative="greater")
+    variables: dict[str, Any] = {"p_task": ((), float(right.pvalue))}
+    if examined is None or number is None or trials is None:
+        return variables, {}, ["", ""]
+    clean, empty = (x.mean() for x in ends)
+    gap, share = clean - empty, {"unit": "share of the gap"}
+    lost, random = ((clean - x.mean(-1)) / gap for x in (examined.knocked_out, examined.knocked_out_random))
+    tolerance = 1e3 * torch.finfo(problem.model.dtype).eps * max(1.0, float(np.abs(ends[0]).max()))
+    changes, p = edge_p(values[number], examined, tolerance)
+    left = (examined.broken.mean(-1) - empty) / gap
+    variables |= {
+        "lost": ((), float(lost), share), "p_necessity": ((), rank_p(float(lost), random)),
+        "edge_change": ("tested", changes / abs(gap), share), "edge_p": ("tested", p),
+        "left_circuit": ("subset", left[0], share), "left_model": ("subset", left[1], share),
+    }  # fmt: skip
+    if trials.n_random:
+        variables["lost_random"] = ("knock_out", random, share)
+    if trials.n_inflated:
+        random_changes = np.abs(examined.inflated[0] - examined.inflated[1]).mean(-1)
+        variables["random_change"] = ("inflated", random_changes / abs(gap), share)
+    coords = {"tested": examined.edges, "subset": [", ".join(nodes) for nodes in examined.subsets]}
+    return variables, coords, list(examined.like)
+
+
+def _curve(
+    problem: Problem,
+    shares: Sequence[float],
     chosen: Sequence[Circuit],
-    method: str,
+    ends: tuple[np.ndarray, np.ndarray],
     values: np.ndarray,
     drawn: np.ndarray,
     seed: int,
-) -> Evaluation:
+) -> xr.Dataset:
     import xarray as xr
 
-    name, unit = problem.metric.name, {"unit": problem.metric.unit}
-    clean, corrupted = (problem.values[which].double().cpu().numpy() for which in ("clean", "corrupted"))
-    f, low, high = recovered(values, clean, corrupted, name, seed=seed)
-    share = {"unit": "share of the gap"}
+    name, unit, share = problem.metric.name, {"unit": problem.metric.unit}, {"unit": "share of the gap"}
+    clean, empty = ends
+    corrupted = problem.values["corrupted"].double().cpu().numpy()
+    f, low, high = recovered(values, clean, empty, name, seed=seed)
     variables: dict[str, Any] = {
         "edges": ("size", [int(one.edges.sum()) for one in chosen]),
         "value": (("size", "example"), values, unit),
         "faithfulness": ("size", f, share), "low": ("size", low, share), "high": ("size", high, share),
         "clean": ("example", clean, unit), "corrupted": ("example", corrupted, unit),
+        "empty": ("example", empty, unit),
+        "edge": (("size", "sender", "receiver"), np.stack([one.edges for one in chosen])),
+        "score": (("sender", "receiver"), chosen[0].scores),
     }  # fmt: skip
     if drawn.shape[1]:
-        chance = (drawn.mean(-1) - corrupted.mean()) / (clean.mean() - corrupted.mean())
-        whole = np.array([one.edges.sum() == problem.graph.n_edges for one in chosen])
-        p = (1 + (chance >= f[:, None]).sum(1)) / (1 + drawn.shape[1])
+        chance = (drawn.mean(-1) - empty.mean()) / (clean.mean() - empty.mean())
+        p = [nan if _whole(one) else rank_p(x, row) for one, x, row in zip(chosen, f, chance, strict=True)]
         variables["random"] = (("size", "draw"), chance, share)
-        variables["p"] = ("size", np.where(whole, np.nan, p), {"unit": "share of random circuits"})
+        variables["p"] = ("size", p, {"unit": "share of random circuits"})
     if len(shares) > 1:
-        for key, (value, *ends) in areas(shares, values, clean, corrupted, seed).items():
-            for suffix, x in zip(("", "_low", "_high"), (value, *ends), strict=True):
+        for key, (value, *interval) in areas(np.array(shares), values, clean, empty, seed).items():
+            for suffix, x in zip(("", "_low", "_high"), (value, *interval), strict=True):
                 variables[key + suffix] = ((), x, {"unit": "area"})
-    data = xr.Dataset(variables, {"size": shares, "example": list(range(len(clean)))})
-    record = problem.record(
-        method, selection=[one.provenance["selection"] for one in chosen], n_random=drawn.shape[1], seed=seed,
-        ablation="corrupted run",
-    )  # fmt: skip
-    return Evaluation(data, {**record, "experiment": "circuit evaluation"})
+    graph = problem.graph
+    coords = {"sender": list(graph.senders), "receiver": list(graph.receivers)}
+    return xr.Dataset(variables, {"size": list(shares), "example": list(range(len(clean))), **coords})
+
+
+def _whole(one: Circuit) -> bool:
+    """Whether it is the model: there is only one such circuit."""
+    return bool((one.edges == one.graph.edges).all())
 
 
 def areas(
@@ -231,7 +415,7 @@ def areas(
         shares: [size], growing.
         values: metric of each circuit [size, example].
         clean: of the model on clean prompts [example].
-        corrupted: on corrupted ones [example].
+        corrupted: on corrupted ones, or of the circuit of no edges [example].
         seed: of the draws.
     """
     from scipy.integrate import trapezoid

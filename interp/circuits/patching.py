@@ -1,14 +1,15 @@
 """The model as a function of its edges: the definition of every score, and of faithfulness.
 
 The network runs on the *base* prompts. Along each edge it may receive, instead of what the sender writes in this
-very run, what the sender wrote in the run on the *source* prompts:
+very run, what the sender wrote in the run on the *source* prompts (or another term: nothing, a mean):
 
-    input of receiver r = stream + Σ_s patch[s, r] · (term of s in the source run − term of s in this run)
+    input of receiver r = stream + Σ_s patch[s, r] · (source term of s − term of s in this run)
 
 With `patch` all 0 this is the base run, bit for bit; with all 1 it is the source run, for every receiver then
-reads the source's stream; with a single 1 it is a path patch: the direct effect of s on r, and all that follows
-from r. A circuit C is run on the clean prompts with `patch` 1 outside of C and the corrupted prompts as source:
-what the circuit computes flows on, everything else is the corrupted run's (MIB's definition).
+reads the source's stream (where terms come from no run: the sum of these terms and of the attention's biases); with
+a single 1 it is a path patch: the direct effect of s on r, and all that follows from r. A circuit C is run on the
+clean prompts with `patch` 1 outside of C and the corrupted prompts as source: what the circuit computes flows on,
+everything else is the corrupted run's (MIB's definition).
 
 Nothing is rewritten: it is one forward pass of the network's own modules, with hooks that hand receivers their own
 inputs. Receivers without a patched edge keep the computation they have.
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from interp.circuits.graph import Graph
-from interp.circuits.stream import Terms, head_differences, project
+from interp.circuits.stream import Terms, head_terms, project, scaled
 from interp.errors import PairError, ShapeError
 from interp.models.hooks import Watcher, stopping_at, tapped
 from interp.models.language_model import LanguageModel
@@ -43,29 +44,37 @@ class EdgePatching:
 
     Args:
         base: the prompts that are run.
-        source: prompts of the same lengths, whose terms patched edges carry.
+        source: prompts of the same lengths, whose terms patched edges carry; or these terms.
         budget: bytes of the differences of terms; decides how many prompts run together.
 
     Raises:
         InterpError: a model whose edges are not defined.
         PairError: base and source differ in lengths.
+        ShapeError: terms of another number of prompts, or of fewer positions.
     """
 
     def __init__(
-        self, model: LanguageModel, base: Prompts, source: Prompts, metric: Metric, budget: int = BUDGET
+        self, model: LanguageModel, base: Prompts, source: Prompts | Terms, metric: Metric, budget: int = BUDGET
     ) -> None:
-        if not torch.equal(base.lengths, source.lengths):
+        if isinstance(source, Terms):
+            n, width = source.embedding.shape[:2]
+            if n != len(base) or width < base.ids.shape[1]:
+                raise ShapeError(
+                    f"These terms are of {n} prompts and {width} positions; {len(base)} prompts of up to "
+                    f"{base.ids.shape[1]} tokens run."
+                )
+        elif not torch.equal(base.lengths, source.lengths):
             raise PairError(
                 f"Base and source prompts have {base.lengths.tolist()} and {source.lengths.tolist()} tokens; edges "
                 "carry terms position by position, so each pair must be equally long."
             )
         self.model, self.base, self.metric, self.graph = model, base, metric, Graph.of(model)
         self.readout = Readout.of(metric, base.lengths)
-        self.source = Terms.of(model, source)
+        self.source = source if isinstance(source, Terms) else Terms.of(model, source)
         self.step = max(1, budget // pair_bytes(self.graph, model, base.ids.shape[1]))
 
     def __call__(self, patch: Float[Tensor, "sender receiver"]) -> Float[Tensor, "example"]:
-        """The metric of each prompt. Gradients flow to `patch`, if it wants them.
+        """The metric of each prompt. Gradients flow to `patch` and to the source's terms, if they want them.
 
         Raises:
             ShapeError: `patch` of another shape than the graph's.
@@ -77,7 +86,8 @@ class EdgePatching:
             )
         edges = torch.from_numpy(self.graph.edges).to(patch.device)
         patch = torch.where(edges, patch, 0).to(self.model.device, self.model.dtype)
-        grad = torch.is_grad_enabled() and patch.requires_grad
+        wanted = patch.requires_grad or any(x.requires_grad for x in self.source.activations.values())
+        grad = torch.is_grad_enabled() and wanted
         groups = torch.arange(len(self.base), device=self.model.device).split(self.step)
         with torch.set_grad_enabled(grad):
             if grad and len(groups) > 1:  # so that only one group's states exist at a time, in the backward pass too
@@ -182,7 +192,9 @@ class _Live:
     def _heads(self, layer: int) -> Watcher:
         def watch(z: Tensor) -> None:
             source = self._source(self.source.z(layer))
-            self._write(self.graph.heads(layer), lambda: head_differences(self.model, layer, source, z))
+            self._write(
+                self.graph.heads(layer), lambda: head_terms(self.model, layer, source - scaled(self.model, layer, z))
+            )
 
         return watch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.circuits.graph import Graph
@@ -69,7 +69,7 @@ class Problem:
         if only_right:
             if not right.any():
                 raise PairError(f"{model.name} gets none of the {len(encoded)} pairs of {encoded.task.name!r} right.")
-            encoded = _selected(encoded, torch.nonzero(right)[:, 0])
+            encoded = encoded.select(torch.nonzero(right)[:, 0].tolist())
         chosen = _metric(model, encoded, metric)
         readout = Readout.of(chosen, encoded.clean.lengths)
         values = {which: values_of(model, readout, getattr(encoded, which)) for which in ("clean", "corrupted")}
@@ -129,11 +129,6 @@ def checked_direction(direction: str) -> str:
             f"Direction {direction!r}: patching is 'noising' (corrupted terms into the clean run) or 'denoising'."
         )
     return direction
-
-
-def _selected(encoded: EncodedTask, rows: Int[Tensor, "row"]) -> EncodedTask:
-    prompts = encoded.clean.select(rows), encoded.corrupted.select(rows)
-    return EncodedTask(encoded.task.select(rows.tolist()), *prompts, encoded.answer[rows], encoded.wrong_answer[rows])
 
 
 def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ class _OfGraph(Result):
         if "task" not in p:
             return "  its prompts are not known"
         clean, corrupted = (float(self.data[which].mean()) for which in ("clean", "corrupted"))
+        unit = self.data["clean"].attrs["unit"]
         return (
-            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {p['unit']}; the model gets "
+            f"  {p['metric']} clean {clean:+.3f}, corrupted {corrupted:+.3f} {unit}; the model gets "
             f"{p['n_right']} of {p['n_attempted']} pairs right, {p['n_scored']} scored"
         )
 
@@ -125,7 +127,8 @@ class Circuit(_OfGraph):
     """A subgraph.
 
     `.data` holds over `sender` × `receiver`: `edge`, whether it is in the circuit, and `score`, by which it was
-    chosen (NaN where there is no edge).
+    chosen (NaN where there is no edge). One that was evaluated (`Evaluation.circuit`) carries the `verdict` in its
+    provenance, and says it in its `repr`.
     """
 
     @property
@@ -169,33 +172,49 @@ class Circuit(_OfGraph):
             f"Circuit: {self.title}",
             f"  {share:.2%} of the edges, {len(self.nodes)} of {len(self.graph.nodes)} nodes",
         ]
-        return "\n".join(
-            [*lines, f"  chosen by {self.provenance['selection']}; not evaluated here: interp.circuits.evaluate"]
-        )
+        p = self.provenance
+        if "verdict" not in p:
+            return "\n".join([*lines, f"  chosen by {p['selection']}; not evaluated: interp.circuits.evaluate"])
+        verdict = p["verdict"]
+        lines += [f"  chosen by {p['selection']}", f"  {said_verdict(verdict)}"]
+        return "\n".join([*lines, f"  on {verdict['where']}: {'; '.join(verdict['notes'])}"])
 
     def plot(self) -> Figure:
         """Heat map of how many edges of the circuit leave each node."""
         return _map(self, self.edges.sum(1).astype(float), f"Outgoing edges of each node: {self.title}", "edges")
 
 
+def said_verdict(verdict: Mapping[str, Any]) -> str:
+    """A circuit's verdict in words: passed or not (`None`: not settled), and why."""
+    if verdict["passed"]:
+        return "PASSES: faithful, sufficient, partially necessary"
+    if verdict["passed"] is None:
+        return f"NOT SETTLED: faithful, but {' and '.join(verdict['untested'])} not tested"
+    return f"DOES NOT PASS: {'; '.join(verdict['reasons'])}"
+
+
 def node_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> NodeScores:
     """The result of scores [sender]."""
-    return NodeScores(_dataset(problem, ("node",), {"score": score, "error": error}), problem.record(method, **facts))
+    data = _dataset(problem, ("node",), {"score": score, "error": error}, problem.metric.unit)
+    return NodeScores(data, problem.record(method, **facts))
 
 
-def edge_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> EdgeScores:
-    """The result of scores [sender, receiver]."""
+def edge_scores(
+    problem: Problem, method: str, score: np.ndarray, error: np.ndarray, unit: str | None = None, **facts: Any
+) -> EdgeScores:
+    """The result of scores [sender, receiver], in the metric's unit unless another is named."""
     arrays = {name: np.where(problem.graph.edges, x, np.nan) for name, x in (("score", score), ("error", error))}
-    return EdgeScores(_dataset(problem, ("sender", "receiver"), arrays), problem.record(method, **facts))
+    record = problem.record(method, **facts)
+    unit = unit or problem.metric.unit
+    return EdgeScores(_dataset(problem, ("sender", "receiver"), arrays, unit), {**record, "unit": unit})
 
 
-def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray]):
+def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray], unit: str):
     import xarray as xr
 
-    attrs = {"unit": problem.metric.unit}
-    variables: dict[str, Any] = {name: (dims, x, attrs) for name, x in arrays.items()}
+    variables: dict[str, Any] = {name: (dims, x, {"unit": unit}) for name, x in arrays.items()}
     for which, values in problem.values.items():
-        variables[which] = ("example", values.double().cpu().numpy(), attrs)
+        variables[which] = ("example", values.double().cpu().numpy(), {"unit": problem.metric.unit})
     names = {"node": problem.graph.senders, "sender": problem.graph.senders, "receiver": problem.graph.receivers}
     coords: dict[str, Any] = {dim: list(names[dim]) for dim in dims}
     return xr.Dataset(variables, coords | {"example": list(range(len(problem.encoded)))})

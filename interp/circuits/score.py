@@ -14,6 +14,7 @@ of its corrupted term**, mean over pairs. What the rest of the run is at decides
 | `eap` | first-order estimate of `exact_edges` | one backward pass |
 | `eap_ig` | the same, gradients averaged from corrupted to clean embeddings | `steps` |
 | `eap_ig_activations` | the same, each layer's terms moved from corrupted to clean | `steps` × (2 · layers + 1) |
+| `information_flow` | share of the receiver's input, blind to the metric (its unit is another: 0 to 1) | one pass |
 | `random_scores` | the control | none |
 
 Estimates see no threshold and no saturation: an AND of two edges, each of them blocked by the other, or an OR, is
@@ -34,6 +35,7 @@ from torch.nn import functional as F
 
 from interp.circuits.exact import edge_effects, node_effects
 from interp.circuits.gradients import Start, backward, receiver_gradients
+from interp.circuits.information_flow import information_flow
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Direction, Pairs, Problem, checked_direction
 from interp.circuits.results import EdgeScores, NodeScores, edge_scores, node_scores
@@ -50,7 +52,7 @@ def score(model: LanguageModel, task: Pairs, method: str = "eap-ig", **options: 
     """Scores of every edge, by the name of a method.
 
     Args:
-        method: `"eap-ig"`, `"eap-ig-activations"`, `"eap"`, `"exact"` or `"random"`.
+        method: `"eap-ig"`, `"eap-ig-activations"`, `"eap"`, `"exact"`, `"information-flow"` or `"random"`.
         **options: of the method's function: `metric`, `steps`, `direction` …
 
     Raises:
@@ -300,6 +302,7 @@ METHODS: Mapping[str, Callable[..., EdgeScores]] = {
     "eap-ig-activations": eap_ig_activations,
     "eap": eap,
     "exact": exact_edges,
+    "information-flow": information_flow,
     "random": random_scores,
 }
 """Methods that score edges, by name."""

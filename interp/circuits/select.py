@@ -118,20 +118,27 @@ def prune(found: Circuit) -> Circuit:
     return circuit(found, kept, f"{found.provenance['selection']}, pruned")
 
 
-def random_like(found: Circuit, generator: np.random.Generator) -> np.ndarray:
+def random_like(
+    found: Circuit, generator: np.random.Generator, among: np.ndarray | None = None, *, typed: bool = True
+) -> np.ndarray:
     """Bool [sender, receiver]: as many random edges of every type as the circuit has.
 
-    Types are the kinds of sender (input, head, MLP) and receiver (query, key, value, MLP, logits).
+    Args:
+        among: bool [sender, receiver], the edges to draw from; all if not given.
+        typed: otherwise as many as it has, of whatever type.
     """
-    graph = found.graph
-    kinds = [name[0] for name in graph.senders], [name[-2] if name[-1] == ">" else name[0] for name in graph.receivers]
-    drawn = np.zeros(graph.edges.shape, dtype=bool)
-    for sender in sorted(set(kinds[0])):
-        for receiver in sorted(set(kinds[1])):
-            typed = np.outer(np.array(kinds[0]) == sender, np.array(kinds[1]) == receiver) & graph.edges
-            among = np.flatnonzero(typed)
-            drawn.flat[generator.choice(among, int((typed & found.edges).sum()), replace=False)] = True
+    drawn = np.zeros(found.edges.shape, dtype=bool)
+    for typed_edges in edge_types(found.graph) if typed else [found.graph.edges]:
+        choice = np.flatnonzero(typed_edges if among is None else typed_edges & among)
+        drawn.flat[generator.choice(choice, int((typed_edges & found.edges).sum()), replace=False)] = True
     return drawn
+
+
+def edge_types(graph: Graph) -> list[np.ndarray]:
+    """Bool [sender, receiver] per type: a kind of sender (input, head, MLP) and of receiver (query, key, value …)."""
+    kinds = [name[0] for name in graph.senders], [name[-2] if name[-1] == ">" else name[0] for name in graph.receivers]
+    ends = [[np.array(names) == kind for kind in sorted(set(names))] for names in kinds]
+    return [np.outer(sender, receiver) & graph.edges for sender in ends[0] for receiver in ends[1]]
 
 
 def circuit(scores: Scored, edges: np.ndarray, selection: str, **facts: Any) -> Circuit:
@@ -148,7 +155,8 @@ def circuit(scores: Scored, edges: np.ndarray, selection: str, **facts: Any) -> 
         raise InterpError("A circuit of no edges is the corrupted run; choose at least one edge.")
     data = scores.data[["score"]].drop_vars("example", errors="ignore")
     data = data.assign(edge=xr.DataArray(edges, dims=("sender", "receiver")))
-    return Circuit(data, {**scores.provenance, **facts, "selection": selection})
+    origin = {key: value for key, value in scores.provenance.items() if key != "verdict"}  # that of other edges
+    return Circuit(data, {**origin, **facts, "selection": selection})
 
 
 def _ranked(scores: Scored, absolute: bool) -> np.ndarray:

@@ -3,7 +3,8 @@
 A head's term is its z times its rows of the output projection. Where a norm follows attention (Gemma's sandwich)
 the term is the head's share of the normed sum: the norm multiplies each token by one number, so that its output is
 the sum of the heads' results times that number and the gain. The number is that of the run whose terms are taken.
-So the terms add up to what the block adds to the stream, in every family, in every run.
+So the terms add up to what the block adds to the stream, in every family, in every run. A z times that number is
+*scaled*: from it the term is linear, so that means of scaled z are means of terms.
 
 A receiver applies the block's norm to its own copy of the stream, then its own rows of a projection.
 """
@@ -26,10 +27,17 @@ from interp.models.site import Site
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
-    """What a run's senders wrote, kept as small as it can be: z instead of the heads' results."""
+    """What senders write, kept as small as it can be: z instead of the heads' results.
+
+    Attributes:
+        activations: of `resid_pre 0`, and of every layer's `z` and `mlp_out`.
+        scaled: the z are scaled already, as those of `zeros` and `mean` are: they belong to no run whose norms could
+            say by how much.
+    """
 
     model: LanguageModel
     activations: Mapping[Site, Tensor]
+    scaled: bool = False
 
     @classmethod
     def of(cls, model: LanguageModel, prompts: Prompts) -> Terms:
@@ -43,12 +51,32 @@ class Terms:
         return self.activations[Site("resid_pre", 0)]
 
     def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
-        """The heads' mixed values."""
-        return self.activations[Site("z", layer)]
+        """The heads' mixed values, scaled."""
+        z = self.activations[Site("z", layer)]
+        return z if self.scaled else scaled(self.model, layer, z)
 
     def mlp(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """The MLP's term."""
         return self.activations[Site("mlp_out", layer)]
+
+    def zeros(self) -> Terms:
+        """Nothing, for each prompt and position (a bias of an attention's output is no head's, and stays)."""
+        return Terms(self.model, {site: x.new_zeros(1).expand_as(x) for site, x in self.activations.items()}, True)
+
+    def mean(self, prompts: Prompts, n: int) -> Terms:
+        """The mean over prompts at each position, the same for n prompts.
+
+        Args:
+            prompts: those whose terms these are; a position is averaged over the prompts that reach it.
+        """
+        mask = prompts.mask
+        found = {}
+        for site, x in self.activations.items():
+            x = self.z(site.layer) if site.part == "z" and site.layer is not None else x
+            here = mask.view(*mask.shape, *(1,) * (x.ndim - 2))
+            mean = torch.where(here, x, 0).sum(0, keepdim=True) / here.sum(0, keepdim=True)
+            found[site] = mean.expand(n, *x.shape[1:])
+        return Terms(self.model, found, True)
 
     @torch.no_grad()
     def minus(self, other: Terms, graph: Graph, first: int = 0) -> Float[Tensor, "batch sender pos d_model"]:
@@ -58,34 +86,32 @@ class Terms:
         out[:, 0] = start - other.embedding[:, first:]
         for layer in range(graph.n_layers):
             own, others = self.z(layer)[:, first:], other.z(layer)[:, first:]
-            out[:, graph.heads(layer)] = head_differences(self.model, layer, own, others).transpose(0, 1)
+            out[:, graph.heads(layer)] = head_terms(self.model, layer, own - others).transpose(0, 1)
             out[:, graph.mlp_sender(layer)] = self.mlp(layer)[:, first:] - other.mlp(layer)[:, first:]
         return out
 
 
-def head_differences(
-    model: LanguageModel,
-    layer: int,
-    z: Float[Tensor, "batch pos head d_head"],
-    other: Float[Tensor, "batch pos head d_head"],
-) -> Float[Tensor, "head batch pos d_model"]:
-    """What each head adds to the stream with these z, less what it adds with the others (zero where they agree)."""
-    if model.layers[layer].post_attn_norm is None:
-        return torch.einsum("bphe,hed->hbpd", z - other, model.head_projection(layer))
-    return _shares(model, layer, z) - _shares(model, layer, other)
-
-
-def _shares(model: LanguageModel, layer: int, z: Tensor) -> Tensor:
-    """The heads' terms where a norm follows attention."""
+def scaled(
+    model: LanguageModel, layer: int, z: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "batch pos head d_head"]:
+    """The z times the number by which a norm behind attention multiplies its token; themselves where there is none."""
     norm = model.layers[layer].post_attn_norm
-    assert norm is not None
-    gain = post_norm_gain(norm, model)
-    results = torch.einsum("bphe,hed->hbpd", z, model.head_projection(layer))
-    total = results.sum(0)
-    gained = total * gain
+    if norm is None:
+        return z
+    total = torch.einsum("bphe,hed->bpd", z, model.head_projection(layer))
+    gained = total * post_norm_gain(norm, model)
     square = gained.square().sum(-1, keepdim=True)
     scale = (norm(total) * gained).sum(-1, keepdim=True) / square.clamp(min=torch.finfo(square.dtype).tiny)
-    return results * (scale * gain)
+    return z * scale[..., None]
+
+
+def head_terms(
+    model: LanguageModel, layer: int, z: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "head batch pos d_model"]:
+    """What each head adds to the stream with these scaled z. It is linear: differences of z give differences."""
+    terms = torch.einsum("bphe,hed->hbpd", z, model.head_projection(layer))
+    norm = model.layers[layer].post_attn_norm
+    return terms if norm is None else terms * post_norm_gain(norm, model)
 
 
 def projections(

@@ -234,6 +234,12 @@ class EncodedTask:
     def __len__(self) -> int:
         return len(self.task)
 
+    def select(self, rows: Sequence[int]) -> EncodedTask:
+        """The task of these pairs, in this order; a pair may come more than once."""
+        at = torch.as_tensor(rows, device=self.answer.device)
+        prompts = self.clean.select(at), self.corrupted.select(at)
+        return EncodedTask(self.task.select(rows), *prompts, self.answer[at], self.wrong_answer[at])
+
     def __repr__(self) -> str:
         shortest, longest = int(self.clean.lengths.min()), int(self.clean.lengths.max())
         span = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"

@@ -7,10 +7,14 @@ import pytest
 import torch
 from circuits.exact import PLANTED, exact, pairs, plain, planted
 
+from interp.circuits.ablation import Ablation, Cut
 from interp.circuits.evaluate import Evaluation, areas, evaluate
+from interp.circuits.hypotheses import Trials
 from interp.circuits.patching import EdgePatching
+from interp.circuits.problem import Problem
+from interp.circuits.results import Circuit
 from interp.circuits.score import eap, exact_edges, random_scores
-from interp.circuits.select import circuit, nested, top_n
+from interp.circuits.select import circuit, nested, prune, top_n
 from interp.errors import InterpError, PairError
 from interp.tasks.metrics import LogitDifference
 from interp.tasks.pairs import EncodedTask
@@ -32,7 +36,8 @@ def evaluated():
     model = exact("gpt2")
     task = oriented(model, LONG)
     scores = eap(model, task)
-    return model, task, scores, evaluate(model, task, scores, sizes=(0.05, 0.2, 1.0), n_random=4)
+    few = Trials(n_edges=2, n_inflated=6, n_subsets=2)
+    return model, task, scores, evaluate(model, task, scores, sizes=(0.05, 0.2, 1.0), n_random=4, trials=few, at=0.2)
 
 
 def test_faithfulness_by_hand(evaluated):
@@ -56,12 +61,58 @@ def test_faithfulness_by_hand(evaluated):
 
 def test_random_circuits_and_p(evaluated):
     data = evaluated[3].data
-    assert data["random"].shape == (3, 4)
-    for i in range(2):
+    assert data["random"].shape == (3, 19) and int((~np.isnan(data["random"][0])).sum()) == 4
+    for i, n in enumerate((4, 19)):
         better = int((data["random"][i] >= data["faithfulness"][i]).sum())
-        assert float(data["p"][i]) == (1 + better) / 5
-    assert np.isnan(data["p"][2]) and np.allclose(data["random"][2], 1)
-    assert len(np.unique(data["random"].values[0])) == 4
+        assert float(data["p"][i]) == (1 + better) / (1 + n)
+    assert np.isnan(data["p"][2]) and np.allclose(data["random"][2, :4], 1)
+    assert len(np.unique(data["random"].values[1])) == 19
+
+
+def test_the_examined_circuit_carries_its_verdict(evaluated, tmp_path):
+    model, task, scores, result = evaluated
+    found = result.circuit()
+    np.testing.assert_array_equal(found.edges, nested(scores, (0.2,))[0].edges)
+    verdict = result.verdict
+    assert found.provenance["verdict"] == verdict and found.provenance["method"] == "EAP"
+    assert ("PASSES" if verdict["passed"] else "DOES NOT PASS") in repr(found) and "resample ablation" in repr(found)
+    assert "of 2 edges tested are needed" in repr(found) and "without random nodes" in repr(found)
+    found.save(tmp_path / "circuit.nc")
+    assert repr(Circuit.load(tmp_path / "circuit.nc")) == repr(found)
+    assert "not evaluated" in repr(prune(found))  # other edges, other verdict
+    small = result.circuit(0.05)
+    assert small.edges.sum() == nested(scores, (0.05,))[0].edges.sum() and "verdict" in small.provenance
+    with pytest.raises(InterpError, match=r"No circuit of 0.3 of the edges; there are 0.05, 0.2, 1"):
+        result.circuit(0.3)
+
+
+def test_without_trials_nothing_is_settled():
+    model = exact("gpt2")
+    task = oriented(model, LONG)
+    whole = evaluate(model, task, eap(model, task), sizes=(1.0,), trials=None)
+    assert whole.verdict["passed"] in (None, False) and "examined" not in repr(whole)
+    assert "NOT SETTLED" in repr(whole.circuit()) or "DOES NOT PASS" in repr(whole.circuit())
+    tested = evaluate(model, task, eap(model, task), sizes=(1.0,))
+    assert "sufficiency: not tested, there are too few other circuits" in repr(tested)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample-other"])
+def test_other_ablations(ablation):
+    model = exact("gpt2")
+    task = oriented(model, (7, 6, 7, 6, 7, 6, 7, 6))
+    clean = plain(model, task.clean, task).numpy()
+    swap = torch.from_numpy(clean < 0)  # the model gets every pair right, so that constants are worse
+    answers = torch.where(swap, task.wrong_answer, task.answer), torch.where(swap, task.answer, task.wrong_answer)
+    task = EncodedTask(task.task, task.clean, task.corrupted, *answers)
+    result = evaluate(model, task, eap(model, task), sizes=(0.3, 1.0), ablation=ablation, trials=None)
+    empty, clean = result.data["empty"].values, np.abs(clean)
+    np.testing.assert_allclose(result.data["clean"], clean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(empty, Cut(Problem.of(model, task, "logit_difference"), Ablation(ablation)).kept(
+        result.circuit().edges & False), rtol=0, atol=1e-12)  # fmt: skip
+    f = (result.data["value"].values.mean(-1) - empty.mean()) / (clean.mean() - empty.mean())
+    np.testing.assert_allclose(result.data["faithfulness"], f, rtol=0, atol=1e-9)
+    assert f[1] == pytest.approx(1, abs=1e-9) and result.provenance["ablation"] == ablation
+    assert f"{ablation} ablation" in repr(result)
 
 
 def test_areas_of_known_curves():
@@ -84,13 +135,13 @@ def test_a_planted_circuit_is_faithful_and_needs_every_edge_that_matters():
     chosen = scores.graph.edges & False
     for name in PLANTED:
         chosen[scores.graph.index(name)] = True
-    whole = evaluate(model, task, circuit(scores, chosen, "planted"), n_random=19)
+    whole = evaluate(model, task, circuit(scores, chosen, "planted"))
     assert float(whole.data["faithfulness"][0]) == pytest.approx(1, abs=1e-9)
     # Five edges of so few types: random ones may be the same by chance, but mostly are not.
     assert float(whole.data["random"].mean()) < 0.9
     assert "cpr" not in whole.data
     chosen[scores.graph.index("a1.h2->logits")] = False
-    less = evaluate(model, task, circuit(scores, chosen, "planted"), n_random=0)
+    less = evaluate(model, task, circuit(scores, chosen, "planted"), n_random=0, trials=None)
     assert abs(float(less.data["faithfulness"][0]) - 1) > 0.01 and "random" not in less.data
 
 
@@ -99,7 +150,11 @@ def test_random_scores_find_no_circuit():
     model = exact("gpt2")
     task = oriented(model, LONG)
     p = [
-        float(evaluate(model, task, top_n(random_scores(model, task, seed=seed), 26), n_random=9).data["p"][0])
+        float(
+            evaluate(model, task, top_n(random_scores(model, task, seed=seed), 26), n_random=9, trials=None).data["p"][
+                0
+            ]
+        )
         for seed in range(6)
     ]
     assert np.mean(p) > 0.25  # uniform on 0.1 … 1: mean 0.55, standard error 0.12
@@ -107,13 +162,14 @@ def test_random_scores_find_no_circuit():
 
 def test_it_shows_and_keeps_itself(evaluated, tmp_path):
     model, task, scores, result = evaluated
-    assert "CPR" in repr(result) and "cannot give p below 0.2; take 19 or more" in repr(result)
+    assert "CPR" in repr(result) and "examined, 20.00%" in repr(result) and "4 random" in repr(result)
+    assert len(result.to_dataframe()) == 3 and "edge" not in result.to_dataframe()
     assert "Faithfulness of circuits by EAP" in result.title
     figure = result.plot()
     assert figure.layout.xaxis.type == "log"
     result.save(tmp_path / "evaluation.nc")
     np.testing.assert_array_equal(Evaluation.load(tmp_path / "evaluation.nc").data["value"], result.data["value"])
-    several = evaluate(model, task, nested(scores, (0.05, 0.2, 1.0)), n_random=0)
+    several = evaluate(model, task, nested(scores, (0.05, 0.2, 1.0)), n_random=0, trials=None)
     np.testing.assert_allclose(several.data["faithfulness"], result.data["faithfulness"], rtol=0, atol=1e-12)
 
 
@@ -125,6 +181,8 @@ def test_refusals(evaluated):
         evaluate(model, task, [top_n(scores, 5), top_n(scores, 2)])
     with pytest.raises(InterpError, match="at least one circuit"):
         evaluate(model, task, [])
+    with pytest.raises(InterpError, match="no circuit of 0.3 of the edges"):
+        evaluate(model, task, scores, sizes=(0.1, 0.2), at=0.3)
     halves = torch.arange(len(task)) % 2 == 0  # gaps of both signs
     answer = torch.where(halves, task.answer, task.wrong_answer), torch.where(halves, task.wrong_answer, task.answer)
     mixed = EncodedTask(task.task, task.clean, task.corrupted, *answer)

@@ -84,28 +84,38 @@ class ByHand:
         if sender[0] == "m":
             self.logits(prompts, [(self.get(f"{layers}.{layer}.{mlp}"), False, lambda m, a, o: seen.append(o))])
             return seen[0]
-        head, width, module = int(sender.split("h")[1]), self.model.d_head, self.get(f"{layers}.{layer}.{out}")
+        module = self.get(f"{layers}.{layer}.{out}")
         self.logits(prompts, [(module, True, lambda m, a, k: seen.append(a[0]))])
-        alone = torch.zeros_like(seen[0])
-        alone[..., head * width : (head + 1) * width] = seen[0][..., head * width : (head + 1) * width]
+        return self.head_term(sender, seen[0])
+
+    def head_term(self, sender, mixed):
+        """What a head adds to the stream when the output projection reads `mixed` [batch, pos, head · d_head]."""
+        layers, _, _, _, _, out, _ = self.names
+        layer = int(sender[1:].split(".")[0])
+        head, width, module = int(sender.split("h")[1]), self.model.d_head, self.get(f"{layers}.{layer}.{out}")
+        alone = torch.zeros_like(mixed)
+        alone[..., head * width : (head + 1) * width] = mixed[..., head * width : (head + 1) * width]
         bias = 0 if module.bias is None else module.bias
         term = module(alone) - bias
         if self.family == "gemma2":  # the head's share of the normed sum
             norm = self.get(f"{layers}.{layer}.post_attention_layernorm")
-            total = module(seen[0])
+            total = module(mixed)
             term = term * torch.rsqrt(total.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
         return term
 
     def path_patched(self, base, source, sender, receiver):
         """Logits of the base run where `receiver` alone reads the source's term of `sender`."""
+        return self.logits(base, self.moving(receiver, self.term(source, sender) - self.term(base, sender)))
+
+    def moving(self, receiver, delta):
+        """Hooks under which `receiver` reads the stream plus `delta`."""
         layers, norm1, norm2, final, _, _, projections = self.names
-        delta = self.term(source, sender) - self.term(base, sender)
         moved = lambda m, a, k: ((a[0] + delta, *a[1:]), k)  # noqa: E731
         if receiver == "logits":
-            return self.logits(base, [(self.get(final), True, moved)])
+            return [(self.get(final), True, moved)]
         layer = int(receiver[1:].split(".")[0])
         if receiver[0] == "m":
-            return self.logits(base, [(self.get(f"{layers}.{layer}.{norm2}"), True, moved)])
+            return [(self.get(f"{layers}.{layer}.{norm2}"), True, moved)]
         letter, head = receiver[-2], int(receiver[:-3].split(".")[1].lstrip("hkv"))
         norm, module = (
             self.get(f"{layers}.{layer}.{norm1}"),
@@ -128,7 +138,7 @@ class ByHand:
             new[..., start : start + d] = other[..., start : start + d]
             return new
 
-        return self.logits(base, [(norm, True, lambda m, a, k: stream.append(a[0])), (module, False, replace)])
+        return [(norm, True, lambda m, a, k: stream.append(a[0])), (module, False, replace)]
 
 
 @pytest.mark.parametrize("family", NAMES)

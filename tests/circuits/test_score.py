@@ -191,7 +191,7 @@ def test_on_a_linear_model_every_method_agrees():
     close(expected[:, queries][exact_edges(model, PAIRS).graph.edges[:, queries]], 0)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("random", "information-flow")])
 def test_a_planted_circuit_is_found_and_nothing_else(method):
     result = score(planted(), PAIRS, method)
     found = {name for name, value in result.strongest(result.graph.n_edges) if abs(value) > 1e-6}

@@ -1,0 +1,262 @@
+"""Is it this circuit? Tests of one circuit against others that could have been named instead.
+
+With m the mean metric, C the circuit, M the whole model, ∅ the circuit of no edges, everything in shares of the gap
+m(M) − m(∅):
+
+- *sufficiency*: is C more faithful than random circuits of as many edges of every type?
+- *partial necessity*: does the model lose more without C than without random circuits of that size outside of C?
+- *minimality* of an edge: does C change more without it than C, inflated by a random path, without an edge of that
+  path?
+- *completeness*: with random nodes K taken away, does what is left of C do as what is left of M? (It need not: what C
+  lacks may show only where other parts are gone.)
+
+p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
+hypothesis that C is as any of them. An edge's p is binomial: its change against the change of each of n random edges,
+under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges examined. So 10
+random edges allow p = 0.001, and all edges share them. Pairs are taken as they are: p says nothing about other prompts
+(intervals of faithfulness do).
+
+Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (arXiv:2410.13032): sufficiency, partial
+necessity, minimality with inflated circuits. There the first two are binomial as well, with a quantile q*, random
+circuits are unions of paths, and edges are corrected after Bonferroni. Completeness as in Wang et al. 2022
+(arXiv:2211.00593), over random K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import binomtest
+
+from interp.circuits.ablation import Cut
+from interp.circuits.graph import Graph
+from interp.circuits.results import Circuit
+from interp.circuits.select import edge_types, random_like
+from interp.errors import InterpError
+from interp.progress import Progress
+from interp.statistics import holm
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """How thoroughly a circuit is tested; every number is one of forward passes over all pairs, or half of one.
+
+    Attributes:
+        n_random: random circuits for sufficiency, and again for partial necessity. 19 allow p = 0.05.
+        n_edges: edges tested for minimality, drawn at random; `None`: all.
+        n_inflated: random edges that each of them is compared with (two passes each).
+        n_subsets: random sets of nodes for completeness (two passes each).
+        level: of the trials.
+        least: the faithfulness that a circuit must reach to pass.
+
+    Raises:
+        InterpError: a level or a number out of range; fewer random circuits than the level needs.
+    """
+
+    n_random: int = 19
+    n_edges: int | None = 10
+    n_inflated: int = 10
+    n_subsets: int = 5
+    level: float = 0.05
+    least: float = 0.8
+
+    def __post_init__(self) -> None:
+        numbers = (self.n_random, self.n_edges or 0, self.n_inflated, self.n_subsets)
+        if min(numbers) < 0 or not 0 < self.level < 1:
+            raise InterpError(f"Trials are counted from 0, and a level is between 0 and 1; got {self}.")
+        if 0 < self.n_random < round(1 / self.level, 6) - 1:
+            raise InterpError(
+                f"{self.n_random} random circuits cannot give p ≤ {self.level:g}; take "
+                f"{ceil(1 / self.level - 1e-6) - 1} or more, or 0 for no such test."
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examined:
+    """What the tests of a circuit found, in the metric's unit; examples are pairs.
+
+    Attributes:
+        like: what the random circuits share with it: `"types"`, `"number"` (where there are too few circuits of its
+            types), or `""` where there are none to compare with; for sufficiency, for necessity.
+        random: metric of random circuits [draw, example].
+        knocked_out: metric of the model without the circuit [example].
+        knocked_out_random: without random circuits outside of it [draw, example].
+        edges: the edges tested for minimality.
+        without_edge: metric of the circuit without each [edge, example].
+        inflated: of the inflated circuits, and of these without an edge of the path [which, draw, example].
+        subsets: the nodes that are taken away, per subset.
+        broken: metric of circuit and model without them [which, subset, example].
+    """
+
+    like: tuple[str, str]
+    random: np.ndarray
+    knocked_out: np.ndarray
+    knocked_out_random: np.ndarray
+    edges: list[str]
+    without_edge: np.ndarray
+    inflated: np.ndarray
+    subsets: list[list[str]]
+    broken: np.ndarray
+
+
+def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Generator, progress: Progress) -> Examined:
+    """Run what the tests need: 2 · n_random + 1 + n_edges + 2 · (n_inflated + n_subsets) passes over all pairs.
+
+    Raises:
+        InterpError: fewer random edges than so many edges need to pass Holm's correction.
+    """
+    graph, edges, n = found.graph, found.edges, len(cut.problem.encoded)
+    rest = graph.edges & ~edges
+    like = alternatives(graph, edges, graph.edges, trials.n_random), alternatives(graph, edges, rest, trials.n_random)
+    chosen = np.argwhere(edges)
+    if trials.n_edges is not None and trials.n_edges < len(chosen):
+        chosen = chosen[np.sort(generator.choice(len(chosen), trials.n_edges, replace=False))]
+    least = ceil(log2(max(1, len(chosen)) / trials.level))
+    if len(chosen) and 0 < trials.n_inflated < least:
+        raise InterpError(
+            f"{trials.n_inflated} random edges cannot give {len(chosen)} edges p ≤ {trials.level:g} after Holm's "
+            f"correction; take n_inflated={least} or more, or test fewer edges."
+        )
+
+    empty = np.full((trials.n_random, n), np.nan)
+    random, outside = empty.copy(), empty.copy()
+    for drawn, kind, among, value, what in (
+        (random, like[0], graph.edges, cut.kept, "random circuits"),
+        (outside, like[1], rest, cut.without, "random knock-outs"),
+    ):
+        for draw in progress(range(trials.n_random), what) if kind else ():
+            drawn[draw] = value(random_like(found, generator, among, typed=kind == "types"))
+
+    without_edge = np.full((len(chosen), n), np.nan)
+    for number, (i, j) in enumerate(progress(chosen.tolist(), "edges of the circuit")):
+        less = edges.copy()
+        less[i, j] = False
+        without_edge[number] = cut.kept(less)
+
+    inflated = np.full((2, trials.n_inflated, n), np.nan)
+    paths = [random_path(graph, edges, generator) for _ in range(trials.n_inflated)] if len(chosen) else []
+    for draw, path in enumerate(progress(paths, "random edges")):
+        if path is None:
+            break
+        more = edges.copy()
+        more[tuple(path.T)] = True
+        inflated[0, draw] = cut.kept(more)
+        new = path[~edges[tuple(path.T)]]
+        more[tuple(generator.choice(new))] = False
+        inflated[1, draw] = cut.kept(more)
+
+    subsets = [_some_nodes(graph, edges, generator) for _ in range(trials.n_subsets)]
+    broken = np.full((2, trials.n_subsets, n), np.nan)
+    for number, gone in enumerate(progress(subsets, "sets of nodes")):
+        away = graph.edges & gone[:, None]
+        broken[0, number], broken[1, number] = cut.kept(edges & ~away), cut.without(away)
+
+    names = np.array(graph.senders)
+    return Examined(
+        like, random, cut.without(edges) if like[1] else np.full(n, np.nan), outside,
+        [f"{graph.senders[i]}->{graph.receivers[j]}" for i, j in chosen], without_edge, inflated,
+        [names[gone].tolist() for gone in subsets], broken,
+    )  # fmt: skip
+
+
+def rank_p(value: float, drawn: np.ndarray) -> float:
+    """The p of a Monte Carlo test: the share, among value and draws, that is at least as large; NaN without draws."""
+    drawn = drawn[~np.isnan(drawn)]
+    return float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if len(drawn) else float("nan")
+
+
+def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """(how much the circuit changes without each edge, adjusted p that this is more than without a random edge).
+
+    A change is the mean over pairs of |difference|, in the metric's unit.
+
+    Args:
+        whole: metric of the circuit [example].
+        tolerance: changes that differ by less are equal, which counts against the edge.
+    """
+    changes = np.abs(whole - examined.without_edge).mean(-1)
+    random = np.abs(examined.inflated[0] - examined.inflated[1]).mean(-1)
+    random = random[~np.isnan(random)]
+    if not len(random):
+        return changes, np.full(len(changes), np.nan)
+    wins = (changes[:, None] > random + tolerance).sum(1)
+    return changes, holm([binomtest(int(won), len(random), 0.5, alternative="greater").pvalue for won in wins])
+
+
+def alternatives(graph: Graph, edges: np.ndarray, among: np.ndarray, n: int) -> str:
+    """What random circuits among some edges can share with a circuit, if at least n + 1 of them are to exist.
+
+    Returns:
+        `"types"`, `"number"`, or `""`.
+    """
+
+    def choices(of: np.ndarray) -> float:  # log of the number of ways to choose as many edges
+        total, taken = int((of & among).sum()), int((of & edges).sum())
+        if taken > total:
+            return -np.inf
+        return float(gammaln(total + 1) - gammaln(taken + 1) - gammaln(total - taken + 1))
+
+    enough = np.log(n + 0.999) if n else np.inf
+    if sum(choices(of) for of in edge_types(graph)) >= enough:
+        return "types"
+    return "number" if choices(graph.edges) >= enough else ""
+
+
+def random_path(graph: Graph, edges: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+    """(sender, receiver) indices [step, 2] of a random way from the input to the logits that leaves the circuit.
+
+    Every step goes to a random receiver of what the node writes, and on from a random node that it feeds. `None` if
+    no such way turns up.
+    """
+    for _ in range(1000):
+        node, path = 0, []
+        while node < len(graph.senders):
+            receiver = int(generator.choice(np.flatnonzero(graph.edges[node])))
+            path.append((node, receiver))
+            node = int(generator.choice(np.flatnonzero(graph.feeds[receiver])))
+        found = np.array(path)
+        if not edges[tuple(found.T)].all():
+            return found
+    return None
+
+
+def _some_nodes(graph: Graph, edges: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Bool [sender]: at least one and at most half of the circuit's senders, the embedding excepted."""
+    within = np.flatnonzero(edges.any(1))
+    within = within[within > 0]
+    gone = np.zeros(len(graph.senders), dtype=bool)
+    if len(within):
+        gone[generator.choice(within, generator.integers(1, max(1, len(within) // 2) + 1), replace=False)] = True
+    return gone
+
+
+def judged(facts: dict[str, Any], trials: Trials) -> dict[str, Any]:
+    """Whether a circuit passes, and why not: all of the tests must, so no correction is due among them.
+
+    Args:
+        facts: `faithfulness`, and p of `task` (the model gets more than half of the pairs right), `sufficiency` and
+            `necessity`; NaN where there was nothing to compare with.
+
+    Returns:
+        `passed` (None where nothing speaks against it and a test could not be made), and the `reasons` against it.
+    """
+    against = []
+    if not facts["faithfulness"] >= trials.least:
+        against.append(f"faithfulness {facts['faithfulness']:.2f} is below {trials.least:g}")
+    sayings = {
+        "task": "the model itself does not get more pairs right than chance",
+        "sufficiency": "it is not more faithful than random circuits",
+        "necessity": "the model misses it no more than random circuits outside of it",
+    }
+    open_questions = []
+    for test, saying in sayings.items():
+        if np.isnan(facts[test]):
+            open_questions.append(test)
+        elif facts[test] > trials.level:
+            against.append(f"{saying} (p {facts[test]:.2g})")
+    passed = False if against else (None if open_questions else True)
+    return {"passed": passed, "reasons": against, "untested": open_questions}
