@@ -9,8 +9,8 @@ edges that stand in for each other, the one that is tried first goes.
 
 The plain way is one forward pass per edge. The same decisions, in the same order, cost far less here:
 
-- *Upstream is the clean run.* When a receiver's turn comes, nothing before it has lost an edge yet. So its input without
-  some edges is known without a forward pass, and only what follows from it is computed.
+- *Upstream is the clean run.* When a receiver's turn comes, nothing before it has lost an edge yet. So its input
+  without some edges is known without a forward pass, and only what follows from it is computed.
 - *Only what is on the way.* Of that, only nodes that the receiver reaches in the current circuit and that reach the
   logits in it; and only tokens from the first on in which clean and corrupted prompts differ.
 - *Nothing for dead nodes.* If all edges of a node are gone, those into it go too: whatever they carry is not read.
@@ -19,8 +19,8 @@ The plain way is one forward pass per edge. The same decisions, in the same orde
 
 Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability" (arXiv:2304.14997),
 Algorithm 1. As there, the default metric is the KL divergence from the whole model, its sign turned. We differ in the
-order of a receiver's senders and of a layer's receivers (MLP, then values, keys, queries, each from the last head to the
-first), which the algorithm leaves open; and in that all pairs count, without a held-out part.
+order of a receiver's senders and of a layer's receivers (MLP, then values, keys, queries, each from the last head to
+the first), which the algorithm leaves open.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from interp.circuits.results import Circuit, edge_scores
 from interp.circuits.select import circuit
 from interp.circuits.stream import Terms, head_differences, project
 from interp.errors import InterpError
-from interp.interventions.base_states import BaseStates, states_with_source
+from interp.interventions.base_states import states_with_source
 from interp.kernels.segment_attention import Segment, segment_attention
 from interp.models.block import Blocks
 from interp.models.hooks import attention_options, tapped
@@ -76,7 +76,7 @@ def acdc(
 
     Args:
         threshold: in the metric's unit; greater than 0, since effects of exactly 0 differ from it by rounding.
-        metric: any of `METRICS`. Logit differences grow when edges go that speak against the answer, and those go first.
+        metric: any of `METRICS`. Logit differences grow as edges go that speak against the answer: all those go.
         absolute: an edge stays also if the metric *gains* by at least the threshold when it goes. (The paper's rule
             looks at losses alone.)
         budget: bytes of rows that run at once.
@@ -116,7 +116,7 @@ def acdc(
     if not kept.any():
         raise InterpError(
             f"At a threshold of {threshold:g} {problem.metric.unit} no edge stays; the trial that cost most cost "
-            f"{scores.max():.2g}, and clean and corrupted prompts lie {float(_gap(problem)):.2g} apart. Take a lower one."
+            f"{scores.max():.2g}, and clean and corrupted prompts lie {float(_gap(problem)):.2g} apart. Lower it."
         )
     passes = trials + untried
     facts: dict[str, Any] = {
@@ -133,7 +133,7 @@ class _Trial:
 
     Attributes:
         values: of the metric.
-        moved: (senders, their terms less those of the current run [sender, batch, row, pos, d_model]), where they differ.
+        moved: (senders, their terms less the current run's [sender, batch, row, pos, d_model]), where any differ.
     """
 
     receiver: int
@@ -284,7 +284,7 @@ class _Current:
     def _attend(
         self, layer: int, which: Tensor, x: Float[Tensor, "receiver batch row pos d_model"]
     ) -> Float[Tensor, "batch row pos head d_head"]:
-        """z of every row, where some of the layer's receivers read x and the others what they read now."""
+        """Mixed values of every row, where some of the layer's receivers read x and the others what they read now."""
         if layer not in self._projected:
             receivers = self.graph.attention(layer)
             everything = torch.arange(receivers.start, receivers.stop, device=x.device)
@@ -313,7 +313,9 @@ class _Current:
             (f"{part} {layer}", self.model.tap(Site(part, layer)), lambda _, part=part: parts[part][None])
             for part in "qkv"
         ]
-        with tapped(watchers, 1):  # queries, keys and values are handed over: what the module itself projects is not used
+        with tapped(
+            watchers, 1
+        ):  # queries, keys and values are handed over: what the module itself projects is not used
             self.blocks.attention(layer, tokens.new_zeros(len(tokens), self.model.d_model), rope, position, core)
         return mixed[0].view(batch, rows, length, heads, -1)
 
@@ -323,7 +325,9 @@ class _Current:
         batch, rows = final.shape[:2]
         example = torch.arange(batch, device=final.device)
         reads = self.readout.positions - self.first
-        at = final.transpose(1, 2)[example[:, None], reads].transpose(1, 2).flatten(0, 1)  # [batch · row, read, d_model]
+        at = (
+            final.transpose(1, 2)[example[:, None], reads].transpose(1, 2).flatten(0, 1)
+        )  # [batch · row, read, d_model]
         values = []
         for some, x in zip(example.repeat_interleave(rows).split(_UNEMBEDDED), at.split(_UNEMBEDDED), strict=True):
             columns = None if self.readout.columns is None else self.readout.columns[some][:, None]

@@ -4,8 +4,8 @@ Scores that look at one edge at a time miss edges that stand in for each other, 
 as a whole. Every gate is drawn anew in every step from a *hard concrete* distribution, which is 0 or 1 with some
 probability each and in between otherwise, and has gradients to its location log α (Louizos et al. 2018):
 
-    s = sigmoid((log u − log(1 − u) + log α) / β),  u ~ U(0, 1)        gate = clip(s · (ζ − γ) + γ, 0, 1)
-    P(gate > 0) = sigmoid(log α − β · log(−γ / ζ)),                    β = 2/3, γ = −0.1, ζ = 1.1
+    s = sigmoid((log u − log(1 − u) + log α) / β),  u ~ U(0, 1)        gate = clip(s · (b − a) + a, 0, 1)
+    P(gate > 0) = sigmoid(log α − β · log(−a / b)),                    β = 2/3, a = −0.1, b = 1.1
 
 An open gate lets the clean run's own term pass, a closed one shows the corrupted run's. The loss is
 
@@ -39,14 +39,13 @@ from interp.circuits.gated import Gated
 from interp.circuits.patching import BUDGET, EdgePatching
 from interp.circuits.problem import Pairs, Problem
 from interp.circuits.results import EdgeScores, NodeScores, edge_scores, node_scores
-from interp.circuits.stream import Terms
 from interp.errors import InterpError
 from interp.interventions.run import run
 from interp.models.language_model import LanguageModel
 from interp.models.site import Site
 from interp.progress import Progress, silent
 
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+BETA, LOW, HIGH = 2 / 3, -0.1, 1.1
 START = 4.0
 """log α before training: a gate is 0 in 0.4 % of draws, and less than 1 in 8 %, so that most show a gradient soon."""
 SCORE_UNIT = "probability that the gate is open"
@@ -147,13 +146,13 @@ def node_gates(
 
 def hard_concrete(log_alpha: Float[Tensor, "gate"], uniform: Float[Tensor, "gate"]) -> Float[Tensor, "gate"]:
     """Gates drawn with the noise `uniform`, in (0, 1)."""
-    stretched = torch.sigmoid((uniform.logit() + log_alpha) / BETA) * (ZETA - GAMMA) + GAMMA
+    stretched = torch.sigmoid((uniform.logit() + log_alpha) / BETA) * (HIGH - LOW) + LOW
     return stretched.clamp(0, 1)
 
 
 def open_probability(log_alpha: Float[Tensor, "gate"]) -> Float[Tensor, "gate"]:
     """P(gate > 0)."""
-    return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+    return torch.sigmoid(log_alpha - BETA * math.log(-LOW / HIGH))
 
 
 class _Gates:

@@ -55,7 +55,9 @@ def test_the_same_decisions_as_one_run_per_edge(family, metric, threshold):
     found = acdc(exact(family), PAIRS, threshold, metric=metric)
     assert isinstance(found, Circuit) and 2 < edges.sum() < found.graph.n_edges / 2
     assert np.array_equal(found.edges, edges)
-    np.testing.assert_allclose(found.scores[found.graph.edges], losses[found.graph.edges], rtol=0, atol=tolerance(family))
+    np.testing.assert_allclose(
+        found.scores[found.graph.edges], losses[found.graph.edges], rtol=0, atol=tolerance(family)
+    )
     p = found.provenance
     assert p["n_trials"] + p["n_untried"] == found.graph.n_edges
     assert p["n_rows"] == p["n_trials"] + p["n_vain"] and 0 < p["work"] < 0.5
@@ -93,8 +95,8 @@ def test_of_two_edges_that_stand_in_for_each_other_the_first_goes():
 
 
 def test_refusals(speaking):
-    with pytest.raises(InterpError, match="threshold of 0 keeps"):
-        acdc(exact("gpt2"), PAIRS, 0)
+    with pytest.raises(InterpError, match="threshold of 0.0 keeps"):
+        acdc(exact("gpt2"), PAIRS, 0.0)
     with pytest.raises(InterpError, match="no edge stays; the trial that cost most cost"):
         acdc(exact("gpt2"), PAIRS, 1e3)
     with pytest.raises(InterpError, match="no metric 'accuracy'"):
