@@ -33,6 +33,10 @@ class _OfGraph(Result):
             return p["model"]
         return f"{p['task']} ({p['n_scored']} pair{'s' if p['n_scored'] > 1 else ''}) · {p['model']}"
 
+    @property
+    def _score_unit(self) -> str:
+        return self.provenance.get("score_unit") or self.provenance["unit"]
+
     def _ends(self) -> str:
         p = self.provenance
         if "task" not in p:
@@ -73,7 +77,7 @@ class NodeScores(_OfGraph):
 
     def plot(self) -> Figure:
         """Heat map of the scores: layer by layer, the heads and the MLP (the embedding is in the title)."""
-        return _map(self, self.scores, f"{self.title} · input {self.scores[0]:+.2f}", self.provenance["unit"])
+        return _map(self, self.scores, f"{self.title} · input {self.scores[0]:+.2f}", self._score_unit)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -115,7 +119,7 @@ class EdgeScores(_OfGraph):
         """Heat map of what leaves each node: the sum of its outgoing edges' |score|."""
         leaving = np.nansum(np.abs(self.scores), 1)
         title = f"Sum of |score| of each node's outgoing edges: {self.title} · input {leaving[0]:.2f}"
-        return _map(self, leaving, title, self.provenance["unit"])
+        return _map(self, leaving, title, self._score_unit)
 
     def networkx(self) -> DiGraph:
         """Every edge with its score, as a networkx graph."""
@@ -194,27 +198,25 @@ def said_verdict(verdict: Mapping[str, Any]) -> str:
 
 
 def node_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> NodeScores:
-    """The result of scores [sender]."""
-    data = _dataset(problem, ("node",), {"score": score, "error": error}, problem.metric.unit)
+    """The result of scores [sender], in the metric's unit if no `score_unit` is given."""
+    data = _dataset(problem, ("node",), {"score": score, "error": error}, facts.get("score_unit"))
     return NodeScores(data, problem.record(method, **facts))
 
 
-def edge_scores(
-    problem: Problem, method: str, score: np.ndarray, error: np.ndarray, unit: str | None = None, **facts: Any
-) -> EdgeScores:
-    """The result of scores [sender, receiver], in the metric's unit unless another is named."""
+def edge_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> EdgeScores:
+    """The result of scores [sender, receiver], in the metric's unit if no `score_unit` is given."""
     arrays = {name: np.where(problem.graph.edges, x, np.nan) for name, x in (("score", score), ("error", error))}
-    record = problem.record(method, **facts)
-    unit = unit or problem.metric.unit
-    return EdgeScores(_dataset(problem, ("sender", "receiver"), arrays, unit), {**record, "unit": unit})
+    data = _dataset(problem, ("sender", "receiver"), arrays, facts.get("score_unit"))
+    return EdgeScores(data, problem.record(method, **facts))
 
 
-def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray], unit: str):
+def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray], unit: str | None):
     import xarray as xr
 
-    variables: dict[str, Any] = {name: (dims, x, {"unit": unit}) for name, x in arrays.items()}
+    attrs = {"unit": problem.metric.unit}
+    variables: dict[str, Any] = {name: (dims, x, {"unit": unit} if unit else attrs) for name, x in arrays.items()}
     for which, values in problem.values.items():
-        variables[which] = ("example", values.double().cpu().numpy(), {"unit": problem.metric.unit})
+        variables[which] = ("example", values.double().cpu().numpy(), attrs)
     names = {"node": problem.graph.senders, "sender": problem.graph.senders, "receiver": problem.graph.receivers}
     coords: dict[str, Any] = {dim: list(names[dim]) for dim in dims}
     return xr.Dataset(variables, coords | {"example": list(range(len(problem.encoded)))})
