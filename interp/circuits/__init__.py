@@ -1,5 +1,6 @@
 """Circuits: the subgraph of a model that does a task, and how far to trust it."""
 
+from interp.circuits.controls import Claim, claim, reset, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
 from interp.circuits.mib import read_mib, write_mib
@@ -16,17 +17,21 @@ from interp.circuits.score import (
     score,
 )
 from interp.circuits.select import MIB_SIZES, circuit, greedy, nested, prune, threshold, top_n
+from interp.circuits.truth import auc
 
 __all__ = [
     "MIB_SIZES",
     "Circuit",
+    "Claim",
     "EdgePatching",
     "EdgeScores",
     "Evaluation",
     "Graph",
     "NodeScores",
     "attribution_patching",
+    "auc",
     "circuit",
+    "claim",
     "eap",
     "eap_ig",
     "eap_ig_activations",
@@ -38,7 +43,9 @@ __all__ = [
     "prune",
     "random_scores",
     "read_mib",
+    "reset",
     "score",
+    "shuffled_answers",
     "threshold",
     "top_n",
     "write_mib",
