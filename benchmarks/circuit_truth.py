@@ -26,7 +26,11 @@ def makers(n: int) -> dict[str, Callable[[], Any]]:
 
     programs = {name: (lambda name=name: tasks.compiled(name, n)) for name in tasks.PROGRAMS}
     gates = {f'gate("{kind}")': (lambda kind=kind: tasks.gate(kind, n)) for kind in ("and", "or")}
-    return programs | gates | {"induction_by_hand": lambda: tasks.induction_by_hand(n), "planted": lambda: tasks.planted(n)}
+    return (
+        programs
+        | gates
+        | {"induction_by_hand": lambda: tasks.induction_by_hand(n), "planted": lambda: tasks.planted(n)}
+    )
 
 
 def ways(methods: list[str] | None) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
@@ -116,8 +120,12 @@ def main(
         "Truth under resample ablation. Nodes are true if a true edge leaves them. Options that a row does not name are "
         "the method's defaults.",
     ]
-    report("circuit_truth", f"AUC over the true circuits, {pairs} pairs", orders(truths, methods), notes=notes, where=where)
-    large = {name: make() for name, make in makers(2 * pairs).items() if name in NEGATIVES and (not only or name in only)}
+    report(
+        "circuit_truth", f"AUC over the true circuits, {pairs} pairs", orders(truths, methods), notes=notes, where=where
+    )
+    large = {
+        name: make() for name, make in makers(2 * pairs).items() if name in NEGATIVES and (not only or name in only)
+    }
     if not large:
         return
     rows = claims(large, methods, seeds)

@@ -63,7 +63,7 @@ class Claim:
     Attributes:
         holds: it may.
         why: the first condition that failed, or what was found.
-        evaluation: of the circuit on the pairs it was not chosen on; None where the prompts do not differ enough for one.
+        evaluation: of the circuit on the pairs it was not chosen on; None where the prompts differ too little for one.
     """
 
     holds: bool

@@ -30,7 +30,9 @@ def auc(scores: EdgeScores | NodeScores, truth: GroundTruth, *, ablation: str = 
 
     graph = scores.graph
     if graph.weights != truth.model.weights_hash:
-        raise InterpError(f"These scores are of {graph.model}; the circuit of {truth.name} is one of {truth.model.name}.")
+        raise InterpError(
+            f"These scores are of {graph.model}; the circuit of {truth.name} is one of {truth.model.name}."
+        )
     true = np.zeros(graph.edges.shape, dtype=bool)
     for edge in truth.edges(ablation):
         true[graph.index(edge)] = True
