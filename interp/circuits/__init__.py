@@ -2,6 +2,7 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
+from interp.circuits.controls import Claim, claim, reset, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
 from interp.circuits.head_gating import HeadGates, HeadToggles, head_gating, toggle_heads
@@ -33,12 +34,14 @@ from interp.circuits.select import (
     top_n,
 )
 from interp.circuits.stability import Stability, by_prompts, stability
+from interp.circuits.truth import auc
 
 __all__ = [
     "ABLATIONS",
     "MIB_SIZES",
     "Ablation",
     "Circuit",
+    "Claim",
     "EdgePatching",
     "EdgeScores",
     "Evaluation",
@@ -52,8 +55,10 @@ __all__ = [
     "Trials",
     "acdc",
     "attribution_patching",
+    "auc",
     "by_prompts",
     "circuit",
+    "claim",
     "eap",
     "eap_ig",
     "eap_ig_activations",
@@ -71,8 +76,10 @@ __all__ = [
     "prune",
     "random_scores",
     "read_mib",
+    "reset",
     "score",
     "senders_into",
+    "shuffled_answers",
     "stability",
     "threshold",
     "toggle_heads",

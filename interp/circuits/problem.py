@@ -65,14 +65,21 @@ class Problem:
             raise InterpError(f"There is no metric {metric!r} with a gradient." + nearest(str(metric), METRICS))
         encoded = task if isinstance(task, EncodedTask) else task.encode(model)
         difference = Readout.of(LogitDifference(encoded.answer, encoded.wrong_answer), encoded.clean.lengths)
-        right = values_of(model, difference, encoded.clean) > 0
+        clean = values_of(model, difference, encoded.clean)
+        right = clean > 0
         if only_right:
             if not right.any():
                 raise PairError(f"{model.name} gets none of the {len(encoded)} pairs of {encoded.task.name!r} right.")
+<<<<<<< HEAD
             encoded = encoded.select(torch.nonzero(right)[:, 0].tolist())
+=======
+            encoded, clean = _selected(encoded, torch.nonzero(right)[:, 0]), clean[right]
+>>>>>>> truth
         chosen = _metric(model, encoded, metric)
         readout = Readout.of(chosen, encoded.clean.lengths)
-        values = {which: values_of(model, readout, getattr(encoded, which)) for which in ("clean", "corrupted")}
+        if metric != "logit_difference":
+            clean = values_of(model, readout, encoded.clean)
+        values = {"clean": clean, "corrupted": values_of(model, readout, encoded.corrupted)}
         gap = (values["clean"] - values["corrupted"]).abs().max()
         if gap <= 1e3 * torch.finfo(model.dtype).eps * max(1.0, float(values["clean"].abs().max())):
             raise PairError(

@@ -113,6 +113,10 @@ class EdgeScores(_OfGraph):
         error = self.data["error"].values if "error" in self.data else np.full(self.scores.shape, np.nan)
         lines = [f"  {score:+.3f} ± {error[self.graph.index(name)]:.3f} {name}" for name, score in self.strongest(5)]
         head = [f"EdgeScores: {self.title}", f"  {self.graph.n_edges:,} edges;{self._ends()[1:]}"]
+        if "missing" in self.provenance:
+            steps, missing = self.provenance["steps"], self.provenance["missing"]
+            more = "" if abs(missing) <= 0.1 else ": take more steps, thresholds lie between them"
+            head.append(f"  {steps} steps; the input's edges miss {missing:+.1%} of the difference{more}")
         return "\n".join([*head, "  strongest (± standard error):", *lines])
 
     def plot(self) -> Figure:
