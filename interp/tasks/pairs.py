@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from interp.errors import LoadError, PairError, nearest
 from interp.models.prompts import Prompts, token_strings, tokenize
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -253,6 +255,24 @@ def single_token(tokenizer: Any, text: str) -> int:
         f"{text!r} must be exactly one token; it is {len(ids)}: {token_strings(tokenizer, ids)}."
         + _space_hint(text, len(tokenizer(" " + text, add_special_tokens=False).input_ids))
     )
+
+
+SPLITS = ("all", "train", "held out")
+
+
+def part_of(items: Sequence[Item], split: str) -> tuple[Item, ...]:
+    """What a generator draws from: `"all"` items; every third, `"held out"`; or the others, `"train"`.
+
+    Raises:
+        PairError: an unknown split.
+    """
+    check_choice("split", split, SPLITS)
+    return tuple(item for i, item in enumerate(items) if split == "all" or (split == "held out") == (i % 3 == 2))
+
+
+def split_name(name: str, split: str) -> str:
+    """A task's name with its split, if it is one."""
+    return name if split == "all" else f"{name}-{split.replace(' ', '-')}"
 
 
 def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
