@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import tokenizers
+import transformers
 
 from interp.errors import PairError
-from interp.tasks import PromptPair, Task, greater_than
+from interp.tasks import greater_than
 from interp.tasks.greater_than import EVENTS, TEMPLATES
 
 SIGN = re.compile(rf"\b({'|'.join(EVENTS)})\b|\d+")
@@ -43,11 +46,12 @@ def test_splits_share_neither_events_nor_templates():
     assert not events[0] & events[1] and events[0] | events[1] == set(EVENTS)
 
 
-def test_a_tokenizer_that_joins_digits_is_refused(model):
-    """Here by a prompt whose answer is two digits: what such a tokenizer would make one token of another kind."""
-    task = Task("t", (PromptPair("from 1732 to 17", "from 1712 to 17", "45", "2"),), "this test")
+def test_a_tokenizer_that_joins_digits_is_refused():
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    joining = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", pad_token="[UNK]")
     with pytest.raises(PairError, match="exactly one token"):
-        task.encode(model)
+        greater_than(3).encode(SimpleNamespace(tokenizer=joining, device="cpu"))
 
 
 def test_the_seed_decides():
