@@ -1,5 +1,6 @@
 """What an exchange says about its cells; how it fills them is tested with the experiments that go through it."""
 
+from inspect import unwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,13 +21,14 @@ def test_heads_that_a_block_lacks_are_never_among_the_strongest(asked, shown):
         drawn.append(cell)
         return torch.full((len(rows), 3, 1, 1), cell / 255)
 
-    found = Exchanged(
+    found = SimpleNamespace(
         grid=SimpleNamespace(labels={"block": ["b0", "b1"], "head": ["h0", "h1", "h2"]}),
         metrics=(SimpleNamespace(name="first"), SimpleNamespace(name="other")),
-        values={"first": values, "other": -values}, base={"first": np.array([1.0, 2.0]), "other": np.zeros(2)},
-        source={}, base_images=torch.zeros(0), source_images=torch.zeros(0), plan=SimpleNamespace(pictures=pictures),
-    )  # fmt: skip
-    names, images = found.strongest([0, 1], cells=asked)
+        values={"first": values, "other": -values},
+        base={"first": np.array([1.0, 2.0]), "other": np.zeros(2)},
+        plan=SimpleNamespace(pictures=pictures),
+    )
+    names, images = unwrap(Exchanged.strongest)(found, [0, 1], asked)  # types are checked, and these are stand-ins
     assert names == ["b0, h1", "b1, h1", "b1, h2", "b0, h0", "b1, h0"][:shown]
     assert drawn == [1, 4, 5, 0, 3][:shown]
     assert images.shape == (shown, 2, 1, 1, 3) and images[:, 0, 0, 0, 0].tolist() == drawn
