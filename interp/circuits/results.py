@@ -125,7 +125,7 @@ class Circuit(_OfGraph):
     """A subgraph.
 
     `.data` holds over `sender` × `receiver`: `edge`, whether it is in the circuit, and `score`, by which it was
-    chosen (NaN where there is no edge).
+    chosen (NaN where there is no edge), with its `error` where that is known.
     """
 
     @property
@@ -173,9 +173,25 @@ class Circuit(_OfGraph):
             [*lines, f"  chosen by {self.provenance['selection']}; not evaluated here: interp.circuits.evaluate"]
         )
 
-    def plot(self) -> Figure:
-        """Heat map of how many edges of the circuit leave each node."""
-        return _map(self, self.edges.sum(1).astype(float), f"Outgoing edges of each node: {self.title}", "edges")
+    def plot(self, most: int = 300) -> Figure:
+        """The graph: input below, logits above, edges as wide as their scores are large; numbers under the pointer.
+
+        Args:
+            most: edges that are drawn, the strongest.
+        """
+        from interp.plots import Edge, circuit_graph
+
+        graph, scores = self.graph, self.scores
+        error = self.data["error"].values if "error" in self.data else np.full(scores.shape, np.nan)
+        chosen = np.argwhere(self.edges)
+        chosen = chosen[np.argsort(-np.abs(scores[self.edges]), kind="stable")[:most]]
+        title = self.title if len(chosen) == self.edges.sum() else f"{self.title} · the {most} strongest are drawn"
+        return circuit_graph(
+            [
+                Edge(graph.senders[i], graph.receivers[j], float(scores[i, j]), float(error[i, j])) for i, j in chosen
+            ],
+            title=title, unit=self.provenance["unit"], group=graph.n_heads // graph.n_kv_heads,
+        )  # fmt: skip
 
 
 def node_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> NodeScores:

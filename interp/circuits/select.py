@@ -146,7 +146,8 @@ def circuit(scores: Scored, edges: np.ndarray, selection: str, **facts: Any) -> 
         raise InterpError("These are not edges of the scores' graph: senders come before the receivers that read them.")
     if not edges.any():
         raise InterpError("A circuit of no edges is the corrupted run; choose at least one edge.")
-    data = scores.data[["score"]].drop_vars("example", errors="ignore")
+    data = scores.data[[name for name in ("score", "error") if name in scores.data]]
+    data = data.drop_vars("example", errors="ignore")
     data = data.assign(edge=xr.DataArray(edges, dims=("sender", "receiver")))
     return Circuit(data, {**scores.provenance, **facts, "selection": selection})
 
