@@ -14,6 +14,7 @@ from interp.results import Result
 
 if TYPE_CHECKING:
     from networkx import DiGraph
+    from pandas import DataFrame
     from plotly.graph_objects import Figure
 
 
@@ -158,6 +159,16 @@ class Circuit(_OfGraph):
         used[:-1] |= self.edges.any(1)
         return [node for node, inside in zip(graph.nodes, used, strict=True) if inside]
 
+    def table(self) -> DataFrame:
+        """Its edges, strongest first: `sender`, `receiver`, `score`, and `error` where that is known."""
+        from pandas import DataFrame
+
+        graph, chosen = self.graph, np.argwhere(self.edges)
+        chosen = chosen[np.argsort(-np.abs(self.scores[self.edges]), kind="stable")]
+        names = {"sender": [graph.senders[i] for i, _ in chosen], "receiver": [graph.receivers[j] for _, j in chosen]}
+        values = {name: self.data[name].values[tuple(chosen.T)] for name in ("score", "error") if name in self.data}
+        return DataFrame(names | values)
+
     def networkx(self) -> DiGraph:
         """As a networkx graph."""
         return self.graph.networkx(self.edges, self.scores)
@@ -181,17 +192,12 @@ class Circuit(_OfGraph):
         """
         from interp.plots import Edge, circuit_graph
 
-        graph, scores = self.graph, self.scores
-        error = self.data["error"].values if "error" in self.data else np.full(scores.shape, np.nan)
-        chosen = np.argwhere(self.edges)
-        chosen = chosen[np.argsort(-np.abs(scores[self.edges]), kind="stable")[:most]]
-        title = self.title if len(chosen) == self.edges.sum() else f"{self.title} · the {most} strongest are drawn"
-        return circuit_graph(
-            [
-                Edge(graph.senders[i], graph.receivers[j], float(scores[i, j]), float(error[i, j])) for i, j in chosen
-            ],
-            title=title, unit=self.provenance["unit"], group=graph.n_heads // graph.n_kv_heads,
-        )  # fmt: skip
+        graph, table = self.graph, self.table()
+        rows = table.assign(error=table.get("error", np.nan)).head(most).itertuples(index=False, name=None)
+        drawn = [Edge(sender, receiver, float(score), float(error)) for sender, receiver, score, error in rows]
+        title = self.title if len(drawn) == len(table) else f"{self.title} · the {most} strongest are drawn"
+        group = graph.n_heads // graph.n_kv_heads
+        return circuit_graph(drawn, title=title, unit=self.provenance["unit"], group=group)
 
 
 def node_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> NodeScores:

@@ -12,7 +12,7 @@ from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
 __all__ = [
-    "Edge", "Section", "bars", "circuit_graph", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain", "report",
-    "token_label", "write_png",
+    "Edge", "Section", "bars", "circuit_graph", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain",
+    "report", "token_label", "write_png",
     "write_report",
 ]  # fmt: skip
