@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,11 +18,9 @@ from interp.interventions.run import run
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.results import provenance
-from interp.tasks.metrics import LogitDifference, LogProbability, Metric, NegativeKL, Probability, Readout
+from interp.tasks.metrics import DIFFERENTIABLE, LogitDifference, Metric, Readout, named_metric
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
 
-METRICS = ("logit_difference", "probability", "log_probability", "negative_kl")
-"""Metrics known by name: those that have a gradient."""
 Pairs = Task | PromptPair | EncodedTask
 Direction = Literal["noising", "denoising"]
 
@@ -61,8 +60,8 @@ class Problem:
         if isinstance(task, PromptPair):
             task = Task(task.label or "given", (task,), "given by the caller", None)
         graph = Graph.of(model)
-        if metric not in METRICS:
-            raise InterpError(f"There is no metric {metric!r} with a gradient." + nearest(str(metric), METRICS))
+        if metric not in DIFFERENTIABLE:
+            raise InterpError(f"There is no metric {metric!r} with a gradient." + nearest(str(metric), DIFFERENTIABLE))
         encoded = task if isinstance(task, EncodedTask) else task.encode(model)
         difference = Readout.of(LogitDifference(encoded.answer, encoded.wrong_answer), encoded.clean.lengths)
         clean = values_of(model, difference, encoded.clean)
@@ -70,12 +69,10 @@ class Problem:
         if only_right:
             if not right.any():
                 raise PairError(f"{model.name} gets none of the {len(encoded)} pairs of {encoded.task.name!r} right.")
-<<<<<<< HEAD
-            encoded = encoded.select(torch.nonzero(right)[:, 0].tolist())
-=======
-            encoded, clean = _selected(encoded, torch.nonzero(right)[:, 0]), clean[right]
->>>>>>> truth
-        chosen = _metric(model, encoded, metric)
+            rows = torch.nonzero(right)[:, 0]
+            encoded, clean = encoded.select(rows.tolist()), clean[rows]
+        reference = partial(_log_probabilities, model, encoded.clean)
+        chosen = named_metric(metric, encoded.answer, encoded.wrong_answer, reference)
         readout = Readout.of(chosen, encoded.clean.lengths)
         if metric != "logit_difference":
             clean = values_of(model, readout, encoded.clean)
@@ -138,13 +135,5 @@ def checked_direction(direction: str) -> str:
     return direction
 
 
-def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:
-    answer, wrong_answer = encoded.answer, encoded.wrong_answer
-    match name:
-        case "logit_difference":
-            return LogitDifference(answer, wrong_answer)
-        case "probability":
-            return Probability(answer)
-        case "log_probability":
-            return LogProbability(answer)
-    return NegativeKL(run(model, encoded.clean).last_logits().log_softmax(-1))
+def _log_probabilities(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "example d_vocab"]:
+    return run(model, prompts).last_logits().log_softmax(-1)

@@ -15,6 +15,7 @@ from interp.results import Result
 
 if TYPE_CHECKING:
     from networkx import DiGraph
+    from pandas import DataFrame
     from plotly.graph_objects import Figure
 
 
@@ -135,8 +136,8 @@ class Circuit(_OfGraph):
     """A subgraph.
 
     `.data` holds over `sender` × `receiver`: `edge`, whether it is in the circuit, and `score`, by which it was
-    chosen (NaN where there is no edge). One that was evaluated (`Evaluation.circuit`) carries the `verdict` in its
-    provenance, and says it in its `repr`.
+    chosen (NaN where there is no edge), with its `error` where that is known. One that was evaluated
+    (`Evaluation.circuit`) carries the `verdict` in its provenance, and says it in its `repr`.
     """
 
     @property
@@ -169,6 +170,16 @@ class Circuit(_OfGraph):
         used[:-1] |= self.edges.any(1)
         return [node for node, inside in zip(graph.nodes, used, strict=True) if inside]
 
+    def table(self) -> DataFrame:
+        """Its edges, strongest first: `sender`, `receiver`, `score`, and `error` where that is known."""
+        from pandas import DataFrame
+
+        graph, chosen = self.graph, np.argwhere(self.edges)
+        chosen = chosen[np.argsort(-np.abs(self.scores[self.edges]), kind="stable")]
+        names = {"sender": [graph.senders[i] for i, _ in chosen], "receiver": [graph.receivers[j] for _, j in chosen]}
+        values = {name: self.data[name].values[tuple(chosen.T)] for name in ("score", "error") if name in self.data}
+        return DataFrame(names | values)
+
     def networkx(self) -> DiGraph:
         """As a networkx graph."""
         return self.graph.networkx(self.edges, self.scores)
@@ -187,9 +198,20 @@ class Circuit(_OfGraph):
         lines += [f"  chosen by {p['selection']}", f"  {said_verdict(verdict)}"]
         return "\n".join([*lines, f"  on {verdict['where']}: {'; '.join(verdict['notes'])}"])
 
-    def plot(self) -> Figure:
-        """Heat map of how many edges of the circuit leave each node."""
-        return _map(self, self.edges.sum(1).astype(float), f"Outgoing edges of each node: {self.title}", "edges")
+    def plot(self, most: int = 300) -> Figure:
+        """The graph: input below, logits above, edges as wide as their scores are large; numbers under the pointer.
+
+        Args:
+            most: edges that are drawn, the strongest.
+        """
+        from interp.plots import Edge, circuit_graph
+
+        graph, table = self.graph, self.table()
+        rows = table.assign(error=table.get("error", np.nan)).head(most).itertuples(index=False, name=None)
+        drawn = [Edge(sender, receiver, float(score), float(error)) for sender, receiver, score, error in rows]
+        title = self.title if len(drawn) == len(table) else f"{self.title} · the {most} strongest are drawn"
+        group = graph.n_heads // graph.n_kv_heads
+        return circuit_graph(drawn, title=title, unit=self._score_unit, group=group)
 
 
 def said_verdict(verdict: Mapping[str, Any]) -> str:
