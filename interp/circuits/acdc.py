@@ -38,7 +38,7 @@ from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Pairs, Problem
 from interp.circuits.results import Circuit, edge_scores
 from interp.circuits.select import circuit
-from interp.circuits.stream import Terms, head_differences, project
+from interp.circuits.stream import Terms, head_terms, project, scaled
 from interp.errors import InterpError
 from interp.interventions.base_states import states_with_source
 from interp.kernels.segment_attention import Segment, segment_attention
@@ -89,7 +89,7 @@ def acdc(
         raise InterpError(f"A threshold of {threshold} keeps edges without any effect; take one greater than 0.")
     problem = Problem.of(model, task, metric, only_right)
     current, graph = _Current(problem), problem.graph
-    scores, errors = np.zeros((2, *graph.edges.shape))
+    scores, errors = np.zeros(graph.edges.shape), np.zeros(graph.edges.shape)
     trials, untried, vain, size = 0, 0, 0, 8
     for receiver in progress(list(reversed(range(len(graph.receivers)))), "receivers"):
         waiting = np.flatnonzero(graph.edges[:, receiver])[::-1]
@@ -275,7 +275,8 @@ class _Current:
         z = self._attend(layer, which, x)
         writing = torch.nonzero(feeds[which].any(0) & alive[heads])[:, 0]
         other = self._corrupted(self.corrupted.at(Site("z", layer)))[:, None].expand_as(z)
-        terms = head_differences(self.model, layer, z.flatten(0, 1), other.flatten(0, 1))[writing]
+        now_and_then = (scaled(self.model, layer, x.flatten(0, 1)) for x in (z, other))
+        terms = head_terms(self.model, layer, next(now_and_then) - next(now_and_then))[writing]
         senders = heads.start + writing
         now = self.terms[:, senders].transpose(0, 1)[:, :, None]
         moved.append((senders, terms.unflatten(1, z.shape[:2]) - now))
