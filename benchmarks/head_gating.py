@@ -14,6 +14,7 @@ The plain step is one mask by hand: hooks on the output projections, all logits,
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import torch
 import typer
@@ -55,6 +56,7 @@ def plain(model: interp.LanguageModel, encoded, rows: torch.Tensor) -> torch.Ten
 
 def main(prompts: list[int] = [1, 2, 4, 8], repeats: int = 3, threads: int = 2) -> None:  # noqa: B006
     set_threads(threads)
+    where = machine()
     model = interp.load("smollm2-135m")
     encoded = interp.tasks.ioi(n=max(prompts), seed=0).encode(model)
     sites = list(model.sites("z"))
@@ -62,26 +64,26 @@ def main(prompts: list[int] = [1, 2, 4, 8], repeats: int = 3, threads: int = 2) 
     table = []
     for n in prompts:
         rows = torch.arange(n)
-        calls = {masks: lambda masks=masks: step(gated, sites, masks, rows) for masks in MASKS}
-        calls[0] = lambda: plain(model, encoded, rows)
+        calls = {masks: partial(step, gated, sites, masks, rows) for masks in MASKS}
+        calls[0] = partial(plain, model, encoded, rows)
         taken: dict[int, list[float]] = {name: [] for name in calls}
         values = {}
-        for repeat in range(repeats + 1):  # in turns, so that all meet the machine in the same moods; the first warms up
+        for repeat in range(
+            repeats + 1
+        ):  # in turns, so that all meet the machine in the same moods; the first warms up
             for name, call in calls.items():
                 values[name], took = seconds(call)
                 taken[name] += [took] if repeat else []
         off = max(float((mask - values[0]).abs().max()) for mask in values[8])
         assert off < 1e-4 * float(values[0].abs().max()) + 1e-6, off
         t = {name: statistics.median(each) for name, each in taken.items()}
-        tokens = int(encoded.clean.lengths[:n].max()) * n
-        table.append(
-            [n, tokens, f"{t[0]:.2f}", *(f"{t[masks]:.2f}" for masks in MASKS), f"{t[8] / t[1]:.1f}",
-             f"{(t[4] + t[8]) / (2 * t[1]):.1f}", f"{(t[4] + t[8]) / (2 * t[0]):.1f}", f"{off:.0e}"]
-        )  # fmt: skip
-        print(*table[-1], flush=True)
-    heads = ["prompts", "tokens", "plain, 1 mask (s)", *(f"{masks} masks (s)" for masks in MASKS), "8 against 1, a step",
-             "ratio, training", "against plain", "largest difference"]  # fmt: skip
-    print(markdown(heads, table))
+        table.append({
+            "prompts": n, "tokens of a mask": int(encoded.clean.lengths[:n].max()) * n, "plain, 1 mask (s)": t[0],
+            **{f"{masks} mask{'s' * (masks > 1)} (s)": t[masks] for masks in MASKS}, "8 against 1, a step": t[8] / t[1],
+            "ratio, training": (t[4] + t[8]) / (2 * t[1]), "against plain": (t[4] + t[8]) / (2 * t[0]),
+            "largest difference": off,
+        })  # fmt: skip
+    report("head_gating", "Head gating on SmolLM2-135M: 8 masks in one batch", table, where=where)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ def test_nodes_of_a_known_circuit():
 def test_the_planted_edges_and_no_others():
     result = edge_masks(planted(), PAIRS, penalty=2e-3, steps=60, learning_rate=0.4, batch=3)
     gap = float((result.data["clean"] - result.data["corrupted"]).mean())
-    print(gap, result.strongest(6))
     assert gap > 0.05
     assert set(threshold(result, 0.5).names) == PLANTED
 
