@@ -101,7 +101,7 @@ def test_without_trials_nothing_is_settled():
 def test_other_ablations(ablation):
     truth = compiled("induction", n=16)
     scores = random_scores(truth.model, truth.task)
-    result = evaluate(truth.model, truth.task, scores, sizes=(0.5, 1.0), ablation=ablation, trials=None, n_random=1)
+    result = evaluate(truth.model, truth.task, scores, sizes=(0.1, 1.0), ablation=ablation, trials=None, n_random=1)
     problem = Problem.of(truth.model, truth.task, "logit_difference")
     clean, empty = problem.values["clean"].double().numpy(), result.data["empty"].values
     none = Cut(problem, Ablation(ablation)).kept(result.circuit().edges & False)
