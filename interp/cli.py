@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
@@ -17,15 +17,17 @@ from interp.errors import InterpError, nearest
 if TYPE_CHECKING:
     import plotly.graph_objects
 
+    from interp.circuits import Circuit, EdgeScores, Evaluation
     from interp.results import Result
+    from interp.tasks import Task
 
 app = typer.Typer(
-    help="Causal, mechanistic interpretability: trace facts, patch activations.",
+    help="Causal, mechanistic interpretability: trace facts, patch activations, find circuits.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 console = Console()
-TASKS = ("ioi", "facts", "pronouns", "agreement", "induction")
+TASKS = ("ioi", "facts", "capitals", "pronouns", "agreement", "greater-than", "docstring", "induction")
 SWAPS = ("colour", "shape", "size", "cell", "background")
 
 Model = Annotated[str, typer.Option(help="An embedded model, a hub id, or a folder.")]
@@ -200,11 +202,121 @@ def _matching(name: str) -> Literal["state", "trajectory"]:
     raise InterpError(f"There is no matching {name!r}; it is 'state' or 'trajectory'.")
 
 
-def _task(name: str, n: int, seed: int):
+@app.command()
+def circuit(
+    task: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(TASKS)}, or a .jsonl or .csv file of pairs (of which every third is held out)."),
+    ] = TASKS[0],
+    method: Annotated[str, typer.Option(help="eap-ig, eap-ig-activations, eap, exact or random.")] = "eap-ig",
+    edges: Annotated[int, typer.Option(help="Size of the circuit.")] = 200,
+    grow: Annotated[bool, typer.Option(help="Grow it from the logits, not just the edges of highest |score|.")] = True,
+    steps: Annotated[int | None, typer.Option(help="Of integrated gradients: 5 if not given.")] = None,
+    n: Annotated[int, typer.Option(help="Pairs that it is found on, and as many to evaluate; of a file, all.")] = 16,
+    held_out: Annotated[bool, typer.Option(help="Evaluate on templates and names that it was not found on.")] = True,
+    random: Annotated[int, typer.Option(help="Random circuits to compare with; 19 allow p = 0.05.")] = 19,
+    curve: Annotated[bool, typer.Option(help="Evaluate circuits of all sizes, too: CPR and CMD.")] = False,
+    metric: Annotated[str, typer.Option(help="logit_difference, probability, …")] = "logit_difference",
+    only_right: Annotated[bool, typer.Option(help="Leave out pairs that the model gets wrong.")] = False,
+    seed: Annotated[int, typer.Option(help="Draws the pairs, the random circuits and the intervals.")] = 0,
+    model: Model = "smollm2-135m",
+    html: Html = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print circuit and evaluation as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the circuit here (NetCDF).")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Write its evaluation here (NetCDF).")] = None,
+    mib: Annotated[Path | None, typer.Option(help="Write the circuit here as EAP-IG and MIB read it (JSON).")] = None,
+    png: Png = None,
+) -> None:
+    """Find the circuit of a task, and say how far to trust it."""
+    import interp
+    from interp import circuits
+    from interp.circuits.select import check_size
+    from interp.progress import bar, silent
+
+    with _told():
+        found_on, evaluated_on = _halves(task, n, seed, held_out)
+        options = _options(method, seed=seed, steps=steps, progress=silent if as_json else bar)
+        loaded = interp.load(model)
+        check_size(circuits.Graph.of(loaded), edges)  # before the work
+        about = {"metric": metric, "only_right": only_right}
+        scores = circuits.score(loaded, found_on, method, **about, **options)
+        found = (circuits.greedy if grow else circuits.top_n)(scores, edges)
+        about |= {"n_random": random, "seed": seed, "progress": options.get("progress", silent)}
+        judged = [circuits.evaluate(loaded, evaluated_on, found, **about)]
+        if curve:
+            judged.append(circuits.evaluate(loaded, evaluated_on, scores, grow=grow, **about))
+        _deliver_circuit(found, scores, judged, html, as_json, png)
+        written = {out: found.save, evaluation: judged[-1].save, mib: lambda path: circuits.write_mib(found, path)}
+        for path, write in written.items():
+            if path is not None:
+                write(path)
+                _say(f"wrote {path}", as_json)
+
+
+def _halves(name: str, n: int, seed: int, held_out: bool) -> tuple[Task, Task]:
+    """Pairs to find a circuit on and pairs to evaluate it on: of the same task, with nothing in common if held out."""
+    from interp.tasks.pairs import part_of
+
+    if not held_out or name in TASKS:
+        splits = ("train", "held out") if held_out else ("all", "all")
+        first, second = (_task(name, n, seed, split) for split in splits)
+        return first, second
+    given = _task(name, n, seed)
+    if len(given) < 3:
+        raise InterpError(f"{name} has {len(given)} pairs, too few to hold some out; give three or --no-held-out.")
+    return given.select(part_of(range(len(given)), "train")), given.select(part_of(range(len(given)), "held out"))
+
+
+def _options(method: str, **given: Any) -> dict[str, Any]:
+    """Those that the method takes."""
+    from inspect import signature
+
+    from interp.circuits.score import METHODS
+
+    if method not in METHODS:
+        raise InterpError(f"There is no method {method!r} that scores edges." + nearest(method, METHODS))
+    takes = signature(METHODS[method]).parameters
+    if given["steps"] is not None and "steps" not in takes:
+        raise InterpError(f"--steps: {method} integrates nothing; eap-ig does.")
+    return {name: value for name, value in given.items() if name in takes and value is not None}
+
+
+def _deliver_circuit(
+    found: Circuit, scores: EdgeScores, judged: list[Evaluation], html: Path | None, as_json: bool, png: Path | None
+) -> None:
+    from interp.plots import write_png, write_report
+
+    if as_json:
+        parts = [f'"circuit": {found.to_json()}', f'"evaluation": {judged[-1].to_json()}']
+        sys.stdout.write("{" + ", ".join(parts) + "}\n")
+    else:
+        for result in (found, *judged):
+            console.print(result.summary(), markup=False, highlight=False)
+    graph = found.plot()
+    if html is not None:
+        sections = [
+            (found.title, [found.summary(), judged[0].summary()], graph),
+            *((result.title, [result.summary()], result.plot()) for result in judged[1:]),
+            ("Where the scores are", [scores.summary()], scores.plot()),
+            ("The edges", [], found.table()),
+        ]
+        write_report(html, found.title, sections)
+        _say(f"wrote {html}", as_json)
+    if png is not None:
+        write_png(graph, png)
+        _say(f"wrote {png}", as_json)
+
+
+def _say(line: str, as_json: bool) -> None:
+    if not as_json:
+        console.print(line, markup=False)
+
+
+def _task(name: str, n: int, seed: int, split: str = "all") -> Task:
     from interp import tasks
 
     if name in TASKS:
-        return getattr(tasks, name)(n=n, seed=seed)
+        return getattr(tasks, name.replace("-", "_"))(n=n, seed=seed, split=split)
     path = Path(name)
     if path.suffix in (".jsonl", ".csv"):
         return tasks.Task.from_jsonl(path) if path.suffix == ".jsonl" else tasks.Task.from_csv(path)

@@ -57,7 +57,7 @@ def information_flow(
         found.append(_shares(problem, rows))
     shares = torch.cat(found).double().cpu().numpy()
     error = shares.std(0, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else np.full_like(shares[0], np.nan)
-    return edge_scores(problem, "information flow", shares.mean(0), error, unit="share of the input")
+    return edge_scores(problem, "information flow", shares.mean(0), error, score_unit="share of the input")
 
 
 @torch.no_grad()

@@ -73,8 +73,12 @@ class EdgePatching:
         self.source = source if isinstance(source, Terms) else Terms.of(model, source)
         self.step = max(1, budget // pair_bytes(self.graph, model, base.ids.shape[1]))
 
-    def __call__(self, patch: Float[Tensor, "sender receiver"]) -> Float[Tensor, "example"]:
-        """The metric of each prompt. Gradients flow to `patch` and to the source's terms, if they want them.
+    def __call__(
+        self, patch: Float[Tensor, "sender receiver"], rows: Int[Tensor, "row"] | None = None
+    ) -> Float[Tensor, "row"]:
+        """The metric of each prompt, or of prompts `rows`.
+
+        Gradients flow to `patch` and to the source's terms, if they want them.
 
         Raises:
             ShapeError: `patch` of another shape than the graph's.
@@ -88,7 +92,8 @@ class EdgePatching:
         patch = torch.where(edges, patch, 0).to(self.model.device, self.model.dtype)
         wanted = patch.requires_grad or any(x.requires_grad for x in self.source.activations.values())
         grad = torch.is_grad_enabled() and wanted
-        groups = torch.arange(len(self.base), device=self.model.device).split(self.step)
+        every = torch.arange(len(self.base), device=self.model.device)
+        groups = (every if rows is None else rows).split(self.step)
         with torch.set_grad_enabled(grad):
             if grad and len(groups) > 1:  # so that only one group's states exist at a time, in the backward pass too
                 return torch.cat([checkpoint(self._values, patch, rows, use_reentrant=False) for rows in groups])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,11 +18,9 @@ from interp.interventions.run import run
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.results import provenance
-from interp.tasks.metrics import LogitDifference, LogProbability, Metric, NegativeKL, Probability, Readout
+from interp.tasks.metrics import DIFFERENTIABLE, LogitDifference, Metric, Readout, named_metric
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
 
-METRICS = ("logit_difference", "probability", "log_probability", "negative_kl")
-"""Metrics known by name: those that have a gradient."""
 Pairs = Task | PromptPair | EncodedTask
 Direction = Literal["noising", "denoising"]
 
@@ -61,18 +60,23 @@ class Problem:
         if isinstance(task, PromptPair):
             task = Task(task.label or "given", (task,), "given by the caller", None)
         graph = Graph.of(model)
-        if metric not in METRICS:
-            raise InterpError(f"There is no metric {metric!r} with a gradient." + nearest(str(metric), METRICS))
+        if metric not in DIFFERENTIABLE:
+            raise InterpError(f"There is no metric {metric!r} with a gradient." + nearest(str(metric), DIFFERENTIABLE))
         encoded = task if isinstance(task, EncodedTask) else task.encode(model)
         difference = Readout.of(LogitDifference(encoded.answer, encoded.wrong_answer), encoded.clean.lengths)
-        right = values_of(model, difference, encoded.clean) > 0
+        clean = values_of(model, difference, encoded.clean)
+        right = clean > 0
         if only_right:
             if not right.any():
                 raise PairError(f"{model.name} gets none of the {len(encoded)} pairs of {encoded.task.name!r} right.")
-            encoded = encoded.select(torch.nonzero(right)[:, 0].tolist())
-        chosen = _metric(model, encoded, metric)
+            rows = torch.nonzero(right)[:, 0]
+            encoded, clean = encoded.select(rows.tolist()), clean[rows]
+        reference = partial(_log_probabilities, model, encoded.clean)
+        chosen = named_metric(metric, encoded.answer, encoded.wrong_answer, reference)
         readout = Readout.of(chosen, encoded.clean.lengths)
-        values = {which: values_of(model, readout, getattr(encoded, which)) for which in ("clean", "corrupted")}
+        if metric != "logit_difference":
+            clean = values_of(model, readout, encoded.clean)
+        values = {"clean": clean, "corrupted": values_of(model, readout, encoded.corrupted)}
         gap = (values["clean"] - values["corrupted"]).abs().max()
         if gap <= 1e3 * torch.finfo(model.dtype).eps * max(1.0, float(values["clean"].abs().max())):
             raise PairError(
@@ -131,13 +135,5 @@ def checked_direction(direction: str) -> str:
     return direction
 
 
-def _metric(model: LanguageModel, encoded: EncodedTask, name: str) -> Metric:
-    answer, wrong_answer = encoded.answer, encoded.wrong_answer
-    match name:
-        case "logit_difference":
-            return LogitDifference(answer, wrong_answer)
-        case "probability":
-            return Probability(answer)
-        case "log_probability":
-            return LogProbability(answer)
-    return NegativeKL(run(model, encoded.clean).last_logits().log_softmax(-1))
+def _log_probabilities(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "example d_vocab"]:
+    return run(model, prompts).last_logits().log_softmax(-1)

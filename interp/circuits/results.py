@@ -15,6 +15,7 @@ from interp.results import Result
 
 if TYPE_CHECKING:
     from networkx import DiGraph
+    from pandas import DataFrame
     from plotly.graph_objects import Figure
 
 
@@ -32,6 +33,10 @@ class _OfGraph(Result):
         if "task" not in p:  # read from a file of another tool
             return p["model"]
         return f"{p['task']} ({p['n_scored']} pair{'s' if p['n_scored'] > 1 else ''}) · {p['model']}"
+
+    @property
+    def _score_unit(self) -> str:
+        return self.provenance.get("score_unit") or self.provenance["unit"]
 
     def _ends(self) -> str:
         p = self.provenance
@@ -73,7 +78,7 @@ class NodeScores(_OfGraph):
 
     def plot(self) -> Figure:
         """Heat map of the scores: layer by layer, the heads and the MLP (the embedding is in the title)."""
-        return _map(self, self.scores, f"{self.title} · input {self.scores[0]:+.2f}", self.provenance["unit"])
+        return _map(self, self.scores, f"{self.title} · input {self.scores[0]:+.2f}", self._score_unit)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -109,13 +114,17 @@ class EdgeScores(_OfGraph):
         error = self.data["error"].values if "error" in self.data else np.full(self.scores.shape, np.nan)
         lines = [f"  {score:+.3f} ± {error[self.graph.index(name)]:.3f} {name}" for name, score in self.strongest(5)]
         head = [f"EdgeScores: {self.title}", f"  {self.graph.n_edges:,} edges;{self._ends()[1:]}"]
+        if "missing" in self.provenance:
+            steps, missing = self.provenance["steps"], self.provenance["missing"]
+            more = "" if abs(missing) <= 0.1 else ": take more steps, thresholds lie between them"
+            head.append(f"  {steps} steps; the input's edges miss {missing:+.1%} of the difference{more}")
         return "\n".join([*head, "  strongest (± standard error):", *lines])
 
     def plot(self) -> Figure:
         """Heat map of what leaves each node: the sum of its outgoing edges' |score|."""
         leaving = np.nansum(np.abs(self.scores), 1)
         title = f"Sum of |score| of each node's outgoing edges: {self.title} · input {leaving[0]:.2f}"
-        return _map(self, leaving, title, self.provenance["unit"])
+        return _map(self, leaving, title, self._score_unit)
 
     def networkx(self) -> DiGraph:
         """Every edge with its score, as a networkx graph."""
@@ -127,8 +136,8 @@ class Circuit(_OfGraph):
     """A subgraph.
 
     `.data` holds over `sender` × `receiver`: `edge`, whether it is in the circuit, and `score`, by which it was
-    chosen (NaN where there is no edge). One that was evaluated (`Evaluation.circuit`) carries the `verdict` in its
-    provenance, and says it in its `repr`.
+    chosen (NaN where there is no edge), with its `error` where that is known. One that was evaluated
+    (`Evaluation.circuit`) carries the `verdict` in its provenance, and says it in its `repr`.
     """
 
     @property
@@ -161,6 +170,16 @@ class Circuit(_OfGraph):
         used[:-1] |= self.edges.any(1)
         return [node for node, inside in zip(graph.nodes, used, strict=True) if inside]
 
+    def table(self) -> DataFrame:
+        """Its edges, strongest first: `sender`, `receiver`, `score`, and `error` where that is known."""
+        from pandas import DataFrame
+
+        graph, chosen = self.graph, np.argwhere(self.edges)
+        chosen = chosen[np.argsort(-np.abs(self.scores[self.edges]), kind="stable")]
+        names = {"sender": [graph.senders[i] for i, _ in chosen], "receiver": [graph.receivers[j] for _, j in chosen]}
+        values = {name: self.data[name].values[tuple(chosen.T)] for name in ("score", "error") if name in self.data}
+        return DataFrame(names | values)
+
     def networkx(self) -> DiGraph:
         """As a networkx graph."""
         return self.graph.networkx(self.edges, self.scores)
@@ -179,9 +198,20 @@ class Circuit(_OfGraph):
         lines += [f"  chosen by {p['selection']}", f"  {said_verdict(verdict)}"]
         return "\n".join([*lines, f"  on {verdict['where']}: {'; '.join(verdict['notes'])}"])
 
-    def plot(self) -> Figure:
-        """Heat map of how many edges of the circuit leave each node."""
-        return _map(self, self.edges.sum(1).astype(float), f"Outgoing edges of each node: {self.title}", "edges")
+    def plot(self, most: int = 300) -> Figure:
+        """The graph: input below, logits above, edges as wide as their scores are large; numbers under the pointer.
+
+        Args:
+            most: edges that are drawn, the strongest.
+        """
+        from interp.plots import Edge, circuit_graph
+
+        graph, table = self.graph, self.table()
+        rows = table.assign(error=table.get("error", np.nan)).head(most).itertuples(index=False, name=None)
+        drawn = [Edge(sender, receiver, float(score), float(error)) for sender, receiver, score, error in rows]
+        title = self.title if len(drawn) == len(table) else f"{self.title} · the {most} strongest are drawn"
+        group = graph.n_heads // graph.n_kv_heads
+        return circuit_graph(drawn, title=title, unit=self._score_unit, group=group)
 
 
 def said_verdict(verdict: Mapping[str, Any]) -> str:
@@ -194,27 +224,25 @@ def said_verdict(verdict: Mapping[str, Any]) -> str:
 
 
 def node_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> NodeScores:
-    """The result of scores [sender]."""
-    data = _dataset(problem, ("node",), {"score": score, "error": error}, problem.metric.unit)
+    """The result of scores [sender], in the metric's unit if no `score_unit` is given."""
+    data = _dataset(problem, ("node",), {"score": score, "error": error}, facts.get("score_unit"))
     return NodeScores(data, problem.record(method, **facts))
 
 
-def edge_scores(
-    problem: Problem, method: str, score: np.ndarray, error: np.ndarray, unit: str | None = None, **facts: Any
-) -> EdgeScores:
-    """The result of scores [sender, receiver], in the metric's unit unless another is named."""
+def edge_scores(problem: Problem, method: str, score: np.ndarray, error: np.ndarray, **facts: Any) -> EdgeScores:
+    """The result of scores [sender, receiver], in the metric's unit if no `score_unit` is given."""
     arrays = {name: np.where(problem.graph.edges, x, np.nan) for name, x in (("score", score), ("error", error))}
-    record = problem.record(method, **facts)
-    unit = unit or problem.metric.unit
-    return EdgeScores(_dataset(problem, ("sender", "receiver"), arrays, unit), {**record, "unit": unit})
+    data = _dataset(problem, ("sender", "receiver"), arrays, facts.get("score_unit"))
+    return EdgeScores(data, problem.record(method, **facts))
 
 
-def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray], unit: str):
+def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarray], unit: str | None):
     import xarray as xr
 
-    variables: dict[str, Any] = {name: (dims, x, {"unit": unit}) for name, x in arrays.items()}
+    attrs = {"unit": problem.metric.unit}
+    variables: dict[str, Any] = {name: (dims, x, {"unit": unit} if unit else attrs) for name, x in arrays.items()}
     for which, values in problem.values.items():
-        variables[which] = ("example", values.double().cpu().numpy(), {"unit": problem.metric.unit})
+        variables[which] = ("example", values.double().cpu().numpy(), attrs)
     names = {"node": problem.graph.senders, "sender": problem.graph.senders, "receiver": problem.graph.receivers}
     coords: dict[str, Any] = {dim: list(names[dim]) for dim in dims}
     return xr.Dataset(variables, coords | {"example": list(range(len(problem.encoded)))})

@@ -32,7 +32,7 @@ def top_n(scores: Scored, n: int, *, absolute: bool = True) -> Circuit:
         InterpError: n is not between 1 and the number of edges; a score that is not finite.
     """
     ranks = _ranked(scores, absolute)
-    _check_size(scores.graph, n)
+    check_size(scores.graph, n)
     chosen = np.zeros(scores.graph.edges.shape, dtype=bool)
     order = np.argsort(-ranks, axis=None, kind="stable")[:n]
     chosen.flat[order] = True
@@ -59,7 +59,7 @@ def greedy(scores: Scored, n: int, *, absolute: bool = True) -> Circuit:
         InterpError: as `top_n`.
     """
     ranks, graph = _ranked(scores, absolute), scores.graph
-    _check_size(graph, n)
+    check_size(graph, n)
     chosen = np.zeros(graph.edges.shape, dtype=bool)
     opened = np.zeros(len(graph.receivers), dtype=bool)
     candidates: list[tuple[float, int, int]] = []
@@ -153,7 +153,8 @@ def circuit(scores: Scored, edges: np.ndarray, selection: str, **facts: Any) -> 
         raise InterpError("These are not edges of the scores' graph: senders come before the receivers that read them.")
     if not edges.any():
         raise InterpError("A circuit of no edges is the corrupted run; choose at least one edge.")
-    data = scores.data[["score"]].drop_vars("example", errors="ignore")
+    data = scores.data[[name for name in ("score", "error") if name in scores.data]]
+    data = data.drop_vars("example", errors="ignore")
     data = data.assign(edge=xr.DataArray(edges, dims=("sender", "receiver")))
     origin = {key: value for key, value in scores.provenance.items() if key != "verdict"}  # that of other edges
     return Circuit(data, {**origin, **facts, "selection": selection})
@@ -167,6 +168,11 @@ def _ranked(scores: Scored, absolute: bool) -> np.ndarray:
     return np.where(edges, np.abs(values) if absolute else values, -np.inf)
 
 
-def _check_size(graph: Graph, n: int) -> None:
+def check_size(graph: Graph, n: int) -> None:
+    """Refuse a circuit of fewer than one edge or more than there are.
+
+    Raises:
+        InterpError: such a number.
+    """
     if not 1 <= n <= graph.n_edges:
         raise InterpError(f"A circuit of {n} edges: {graph.model} has {graph.n_edges:,}; take 1 to all of them.")

@@ -133,11 +133,13 @@ def check_words(pipeline: Any, family: PipelineFamily, prompts: Sequence[str], e
 def tokens_of_word(tokenizer: Any, prompt: str, word: int) -> list[int]:
     """Positions of the tokens of a prompt's n-th word, as white space parts them."""
     words = prompt.split()
-    before, through = (len(tokenizer(" ".join(words[:n])).input_ids) for n in (word, word + 1))
-    special = len(tokenizer("").input_ids) if word == 0 else 0
-    closing = 1 if tokenizer(prompt).input_ids[-1] == tokenizer.eos_token_id else 0
-    first = before - closing if word else special - closing
-    return list(range(first, through - closing))
+    return list(range(*(tokens_through(tokenizer, " ".join(words[:n])) for n in (word, word + 1))))
+
+
+def tokens_through(tokenizer: Any, beginning: str) -> int:
+    """Number of tokens up to the end of a beginning of a prompt, special ones before it included."""
+    ids = tokenizer(beginning.rstrip()).input_ids
+    return len(ids) - (ids[-1:] == [tokenizer.eos_token_id])
 
 
 def word_in_denoiser(pipeline: Any, family: PipelineFamily, prompt: str, word: int) -> list[int]:

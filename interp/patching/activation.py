@@ -43,15 +43,7 @@ from interp.patching.pictures import PicturePatchResult, patch_pictures
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.statistics import mean_effect, recovered, smallest_p
-from interp.tasks.metrics import (
-    Accuracy,
-    LogitDifference,
-    LogProbability,
-    Metric,
-    NegativeKL,
-    NegativeRank,
-    Probability,
-)
+from interp.tasks.metrics import METRICS, Metric, named_metric
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
 from interp.tasks.swaps import PicturePair, PictureTask
 
@@ -59,8 +51,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from xarray import Dataset
 
-METRICS = ("logit_difference", "probability", "log_probability", "negative_kl", "negative_rank", "accuracy")
-"""Metrics that `patch` knows by name."""
 AXES = ("layer", "head", "pos", "unit")
 
 
@@ -219,7 +209,7 @@ def patch(
             together. Default: `("layer", "pos")`, or `("layer", "head")` for parts with heads. For
             `attn_scores` and `attn_pattern`, `pos` is the query.
         direction: `"denoising"` (clean values into the corrupted run) or `"noising"`.
-        metric: names, of `METRICS`; all are computed from the same passes.
+        metric: names, of `interp.tasks.metrics.METRICS`; all are computed from the same passes.
         layers: layers of the grid, all if not given.
         positions: positions patched together, when `pos` is not an axis; all if not given. Negative ones
             count from each prompt's end.
@@ -375,22 +365,13 @@ class _PatchGroup:
         self.model, self.grid, self.direction = model, grid, direction
         self.clean, self.corrupted = task.clean.select(rows), task.corrupted.select(rows)
         self.answer, self.wrong_answer = task.answer[list(rows)], task.wrong_answer[list(rows)]
-        self.metrics: list[Metric] = [self._metric(name) for name in metrics]
+        self.metrics: list[Metric] = [
+            named_metric(name, self.answer, self.wrong_answer, self._log_probabilities) for name in metrics
+        ]
         self.width = int(task.clean.lengths.max())
 
-    def _metric(self, name: str) -> Metric:
-        match name:
-            case "logit_difference":
-                return LogitDifference(self.answer, self.wrong_answer)
-            case "probability":
-                return Probability(self.answer)
-            case "log_probability":
-                return LogProbability(self.answer)
-            case "negative_kl":
-                return NegativeKL(run(self.model, self.clean).last_logits().log_softmax(-1))
-            case "negative_rank":
-                return NegativeRank(self.answer)
-        return Accuracy(self.answer)
+    def _log_probabilities(self) -> Tensor:
+        return run(self.model, self.clean).last_logits().log_softmax(-1)
 
     def run(self, exact: Savings | Literal["naive"], budget: int, progress: Progress, checkpoint: Path | None):
         """(metric → [axes…, example], clean and corrupted metric → [example], cost)."""

@@ -1,6 +1,8 @@
 """Results in, plotly figures, pictures and reports out; models are never touched."""
 
 from interp.plots.bars import bars
+from interp.plots.circuit import circuit_graph
+from interp.plots.circuit_layout import Edge
 from interp.plots.curves import curves, panels
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png
@@ -10,7 +12,7 @@ from interp.plots.report import Section, report, write_report
 from interp.plots.style import plain, token_label
 
 __all__ = [
-    "Section", "bars", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain", "report",
-    "token_label", "write_png",
+    "Edge", "Section", "bars", "circuit_graph", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain",
+    "report", "token_label", "write_png",
     "write_report",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
+from interp.plots.style import without_controls
 from interp.results import replacing
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def write_png(
     """Write `figure` as a PNG file, atomically.
 
     Args:
-        figure: any plotly figure.
+        figure: any plotly figure; its sliders and menus, of no use in a picture, are left out.
         path: the file to write or replace; its folder must exist.
         width: in layout pixels; by default the figure's own.
         height: likewise.
@@ -36,7 +37,7 @@ def write_png(
     try:
         with warnings.catch_warnings():  # plotly announces the end of kaleido 0.2, the last that needs no Chrome
             warnings.simplefilter("ignore", DeprecationWarning)
-            drawn = figure.to_image(format="png", width=width, height=height, scale=scale)
+            drawn = without_controls(figure).to_image(format="png", width=width, height=height, scale=scale)
     except (ImportError, ValueError, RuntimeError, OSError) as error:
         raise InterpError(
             f"The figure could not be drawn as PNG: {error}. This needs kaleido "

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 _INK = ((0.0, "rgba(122, 1, 119, 0)"), (1.0, "rgba(122, 1, 119, 0.9)"))
 """A purple of ColorBrewer's RdPu that fades out."""
+_BAR = {"thickness": 10, "len": 140, "lenmode": "pixels", "y": 1, "yanchor": "top", "nticks": 4, "outlinewidth": 0}
 _PANEL, _GAP, _HEAD = 132, 14, 24
 """Pixels of a panel's side, between panels, and of a panel's title."""
+_SIDE = 70
+"""Pixels to the right, for the colour bar."""
 
 
 def overlays(
@@ -32,7 +35,7 @@ def overlays(
     unit: str,
     columns: int = 6,
 ) -> plotly.graph_objects.Figure:
-    """One panel per map, each coloured from zero to its own largest value, which its title states.
+    """One panel per map, on one scale from zero to the largest value of all; a panel's title states its own largest.
 
     Args:
         picture: RGB bytes [y, x, 3].
@@ -68,6 +71,7 @@ def overlays(
         rows=rows, cols=columns, subplot_titles=heads,
         horizontal_spacing=_GAP / inner[0], vertical_spacing=_HEAD / inner[1] if rows > 1 else 0.0,
     )  # fmt: skip
+    scale = float(values.max(initial=0)) or 1.0
     grey = (255 - (255 - picture.mean(-1, keepdims=True)) * 0.4).round().astype(numpy.uint8).repeat(3, -1)
     for number in range(count):
         row, column = number // columns + 1, number % columns + 1
@@ -77,16 +81,16 @@ def overlays(
             z = values[number - 1]
             dy, dx = height / z.shape[0], width / z.shape[1]  # pixel i covers i − 0.5 to i + 0.5
             heat = graph_objects.Heatmap(
-                z=z, x0=dx / 2 - 0.5, dx=dx, y0=dy / 2 - 0.5, dy=dy, zmin=0, zmax=float(z.max()) or 1.0,
-                colorscale=_INK, showscale=False, name=heads[number],
+                z=z, x0=dx / 2 - 0.5, dx=dx, y0=dy / 2 - 0.5, dy=dy, zmin=0, zmax=scale,
+                colorscale=_INK, showscale=number == 1, colorbar=_BAR, name=heads[number],
                 hovertemplate=f"%{{z:.4f}} {style.plain(unit)}<extra>{heads[number]}</extra>",
             )  # fmt: skip
             figure.add_trace(heat, row=row, col=column)
     figure.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain")
     figure.update_yaxes(visible=False, range=[height - 0.5, -0.5], constrain="domain")
-    total = inner[0] + 40
+    total = inner[0] + 20 + _SIDE
     head = style.title_height(title, total) + _HEAD
     style.dress(figure, title, total, int(inner[1]) + head + 16)
-    figure.update_layout(margin={"l": 20, "r": 20, "t": head, "b": 16})
+    figure.update_layout(margin={"l": 20, "r": _SIDE, "t": head, "b": 16})
     figure.update_annotations(font_size=12)
     return figure

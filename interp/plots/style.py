@@ -159,6 +159,20 @@ def dress(figure: plotly.graph_objects.Figure, title: str, width: int, height: i
     )
 
 
+def without_controls(figure: plotly.graph_objects.Figure) -> plotly.graph_objects.Figure:
+    """`figure` without sliders and menus, and without the room below that `layout.meta.controls` says they take."""
+    if not figure.layout.sliders and not figure.layout.updatemenus:
+        return figure
+    from plotly.graph_objects import Figure
+
+    room = (figure.layout.meta or {}).get("controls", 0)
+    still = Figure(figure)
+    still.layout.sliders, still.layout.updatemenus = (), ()
+    if room:
+        still.update_layout(height=figure.layout.height - room, margin_b=figure.layout.margin.b - room)
+    return still
+
+
 def title_height(title: str, width: int) -> int:
     """Pixels that the title takes."""
     return 30 + 20 * (wrapped(title, width - 40, 16).count("<br>") + 1)

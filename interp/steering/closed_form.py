@@ -27,7 +27,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, PairError
 from interp.models.denoiser import Denoiser
+from interp.models.pipelines import tokens_through
 from interp.models.projections import Projection, projections, states_read
 from interp.models.site import Site
 from interp.results import provenance
@@ -182,8 +183,8 @@ def _paired(
     keys, wanted = [], []
     for row, context in enumerate(contexts):
         start = context[: context.index("{}")]
-        ends = [_end(tokenizer, start + phrase) for phrase in phrases]
-        i, j = aligned(_end(tokenizer, start), ends, (states.shape[1], states_then.shape[1]), tokens)
+        ends = [tokens_through(tokenizer, start + phrase) for phrase in phrases]
+        i, j = aligned(tokens_through(tokenizer, start), ends, (states.shape[1], states_then.shape[1]), tokens)
         both = mask[row, i] & mask_then[row, j]
         keys.append(states[row, i][both])
         wanted.append(states_then[row, j][both])
@@ -196,12 +197,6 @@ def _of_kept(which: tuple[Denoiser, Projection], keep: Sequence[str], like: Tens
         return like[:0]
     states, mask = states_read(*which, keep)
     return states[mask]
-
-
-def _end(tokenizer: Any, text: str) -> int:
-    """Tokens of a beginning of a prompt, special ones before it included."""
-    ids = tokenizer(text.rstrip()).input_ids
-    return len(ids) - (ids[-1] == tokenizer.eos_token_id)
 
 
 def aligned(start: int, ends: Sequence[int], lengths: Sequence[int], tokens: str) -> tuple[list[int], list[int]]:

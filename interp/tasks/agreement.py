@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
+from interp.tasks.pairs import PromptPair, Task, check_choice, check_count, part_of, split_name
 
 # Singular and plural, each one token with its leading space.
 _HEADS = (
@@ -31,7 +31,7 @@ VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
 NUMBERS = ("mixed", "same", "opposite")
 
 
-def agreement(n: int, seed: int = 0, attractor: str = "mixed", verb: str = "is") -> Task:
+def agreement(n: int, seed: int = 0, attractor: str = "mixed", verb: str = "is", split: str = "all") -> Task:
     """Pairs for subject-verb agreement with one attractor noun.
 
     Clean and corrupted differ in the number of the head noun alone: "The keys near the cabinet" → " are",
@@ -44,9 +44,10 @@ def agreement(n: int, seed: int = 0, attractor: str = "mixed", verb: str = "is")
         seed: same seed, same pairs; the first k of n pairs do not depend on n.
         attractor: its number against the clean head's: `"same"`, `"opposite"` or `"mixed"` (drawn).
         verb: the singular form that names the verb: `"is"`, `"was"` or `"has"`.
+        split: `"train"` and `"held out"` share neither a noun nor a preposition.
 
     Raises:
-        PairError: an unknown `attractor` or `verb`, or `n` below 1.
+        PairError: an unknown `attractor`, `verb` or `split`, or `n` below 1.
 
     Source: Linzen et al. 2016 (arXiv:1611.01368), natural sentences with attractors; Finlayson et al. 2021
     (arXiv:2106.06087), templates and the swap of the head's number. One template family here (a noun with
@@ -56,10 +57,11 @@ def agreement(n: int, seed: int = 0, attractor: str = "mixed", verb: str = "is")
     check_choice("attractor number", attractor, NUMBERS)
     forms = {singular.strip(): (singular, plural) for singular, plural in VERBS}
     check_choice("verb", verb, forms)
+    heads, attractors, links = (part_of(words, split) for words in (HEADS, ATTRACTORS, LINKS))
     random = Random(seed)
     pairs = []
     for row in range(n):
-        head, noun, link = random.choice(HEADS), random.choice(ATTRACTORS), random.choice(LINKS)
+        head, noun, link = random.choice(heads), random.choice(attractors), random.choice(links)
         number = 1 - row % 2  # index into (singular, plural): plural first
         drawn = random.choice(("same", "opposite"))
         same = (drawn if attractor == "mixed" else attractor) == "same"
@@ -76,4 +78,4 @@ def agreement(n: int, seed: int = 0, attractor: str = "mixed", verb: str = "is")
             )
         )
     source = "Linzen et al. 2016, arXiv:1611.01368; Finlayson et al. 2021, arXiv:2106.06087"
-    return Task(f"agreement-{attractor}-{verb}", tuple(pairs), source, seed)
+    return Task(split_name(f"agreement-{attractor}-{verb}", split), tuple(pairs), source, seed)

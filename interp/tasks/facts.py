@@ -15,10 +15,10 @@ from importlib.resources import files
 from random import Random
 
 from interp.errors import PairError
-from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
+from interp.tasks.pairs import PromptPair, Task, check_choice, check_count, part_of, split_name
 
 
-def facts(n: int | None = None, seed: int = 0, relations: Sequence[str] | None = None) -> Task:
+def facts(n: int | None = None, seed: int = 0, relations: Sequence[str] | None = None, split: str = "all") -> Task:
     """Pairs for factual recall.
 
     The corrupted prompt asks the same of another subject, of as many tokens, whose answer the model knows as
@@ -29,9 +29,10 @@ def facts(n: int | None = None, seed: int = 0, relations: Sequence[str] | None =
         n: number of pairs, different facts drawn at random; `None` means all, in the order of the file.
         seed: draws the facts and, for each, which of its possible partners it is paired with.
         relations: only facts of these; see `fact_relations()`. `None` means all.
+        split: `"train"` and `"held out"` share no subject.
 
     Raises:
-        PairError: an unknown relation, no relation, or an `n` below 1 or above the number of facts.
+        PairError: an unknown relation or `split`, no relation, or an `n` below 1 or above the number of facts.
 
     Source: after the CounterFact set of Meng et al. 2022 (arXiv:2202.05262) in form; the facts are our own,
     simple enough for a model of 135M parameters. They corrupt the subject with noise, which `tracing` does
@@ -46,14 +47,17 @@ def facts(n: int | None = None, seed: int = 0, relations: Sequence[str] | None =
         chosen = [row for row in chosen if rows[row]["relation"] in wanted]
     if not chosen:
         raise PairError(f"No relation was asked for. Allowed: {', '.join(fact_relations())}.")
+    partners = _partners(rows, split)
+    chosen = [row for row in chosen if partners[row]]
     random = Random(seed)
     if n is not None:
         check_count(n)
         if n > len(chosen):
-            raise PairError(f"There are {len(chosen)} facts of these relations; got n={n}.")
+            raise PairError(f"There are {len(chosen)} facts of these relations and this split; got n={n}.")
         chosen = random.sample(chosen, n)
-    pairs = tuple(_pair(rows[row], rows[random.choice(rows[row]["partners"])]) for row in chosen)
-    return Task("facts", pairs, "interp.tasks.mine_facts, after Meng et al. 2022, arXiv:2202.05262", seed)
+    pairs = tuple(_pair(rows[row], rows[random.choice(partners[row])]) for row in chosen)
+    source = "interp.tasks.mine_facts, after Meng et al. 2022, arXiv:2202.05262"
+    return Task(split_name("facts", split), pairs, source, seed)
 
 
 def fact_relations() -> tuple[str, ...]:
@@ -66,6 +70,15 @@ def fill(template: str, subject: str) -> tuple[str, str]:
     if template.startswith("{}"):
         subject = subject[0].upper() + subject[1:]
     return template.format(subject), subject
+
+
+def _partners(rows: list[dict], split: str) -> list[list[int]]:
+    """Of each fact, the rows that it may be paired with: none if its subject is not in the split."""
+    inside = set(part_of(tuple(dict.fromkeys(row["subject"] for row in rows)), split))
+    return [
+        [other for other in row["partners"] if rows[other]["subject"] in inside] if row["subject"] in inside else []
+        for row in rows
+    ]
 
 
 def _pair(fact: dict, partner: dict) -> PromptPair:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from interp.errors import PairError
-from interp.tasks.pairs import PromptPair, Task, check_count
+from interp.tasks.pairs import PromptPair, Task, check_count, part_of, split_name
 
 # Common nouns, each one token with its leading space.
 _WORDS = (
@@ -30,7 +30,7 @@ WORDS = tuple(_WORDS.split())
 OPENING = "Words:"
 
 
-def induction(n: int, seed: int = 0, length: int = 16, repeat: int = 4) -> Task:
+def induction(n: int, seed: int = 0, length: int = 16, repeat: int = 4, split: str = "all") -> Task:
     """Pairs for copying by induction.
 
     The clean prompt lists `length` different random words, then `repeat` of them in a row once more, from a
@@ -46,24 +46,26 @@ def induction(n: int, seed: int = 0, length: int = 16, repeat: int = 4) -> Task:
         seed: same seed, same pairs; the first k of n pairs do not depend on n.
         length: words before the repetition; at least `repeat + 1`.
         repeat: repeated words, at least 1; more make the task easier.
+        split: `"train"` and `"held out"` share no word.
 
     Raises:
-        PairError: a `length` or `repeat` out of range, or `n` below 1.
+        PairError: a `length` or `repeat` out of range, an unknown `split`, or `n` below 1.
 
     Source: Olsson et al. 2022, "In-context Learning and Induction Heads" (arXiv:2209.11895), repeated random
     tokens. Words in place of arbitrary tokens, a part of the sequence repeated in place of the whole, and
     a corrupted prompt, which they have not.
     """
     check_count(n)
-    if repeat < 1 or not repeat + 1 <= length < len(WORDS):
+    known = part_of(WORDS, split)
+    if repeat < 1 or not repeat + 1 <= length < len(known):
         raise PairError(
             f"Got length={length} and repeat={repeat}; repeat must be at least 1 and length from repeat + 1 "
-            f"to {len(WORDS) - 1}."
+            f"to {len(known) - 1}."
         )
     random = Random(seed)
     pairs = []
     for _ in range(n):
-        *words, other = random.sample(WORDS, length + 1)
+        *words, other = random.sample(known, length + 1)
         start = random.randrange(length - repeat)
         again, answer = words[start : start + repeat], words[start + repeat]
         changed = [other if word == answer else word for word in words]
@@ -77,4 +79,5 @@ def induction(n: int, seed: int = 0, length: int = 16, repeat: int = 4) -> Task:
                 corrupted_subject=other,
             )
         )
-    return Task(f"induction-{length}", tuple(pairs), "Olsson et al. 2022, arXiv:2209.11895", seed)
+    source = "Olsson et al. 2022, arXiv:2209.11895"
+    return Task(split_name(f"induction-{length}", split), tuple(pairs), source, seed)

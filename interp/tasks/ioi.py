@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from interp.tasks.pairs import PromptPair, Task, check_choice, check_count
+from interp.tasks.pairs import PromptPair, Task, check_choice, check_count, part_of, split_name
 
 # Very common English names, each one token (with its leading space) for SmolLM2, GPT-2 and most others.
 _MALE_NAMES = (
@@ -57,7 +57,7 @@ ORDERS = ("mixed", "ABBA", "BABA")
 CORRUPTIONS = ("S2", "S1", "IO", "ABC")
 
 
-def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2") -> Task:
+def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2", split: str = "all") -> Task:
     """Pairs for indirect object identification.
 
     The clean prompt names the indirect object IO and the subject S, repeats S as the giver (S2), and calls
@@ -80,9 +80,11 @@ def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2")
         templates: `"ABBA"` (IO is named first), `"BABA"` (S is named first) or `"mixed"` (in turns). Also
             the `label` of each pair.
         corruption: see the table.
+        split: `"train"` and `"held out"` share neither a template nor a name (two and one third of them; places and
+            objects are the same): find a circuit on the one, evaluate it on the other. `"all"` draws from both.
 
     Raises:
-        PairError: an unknown `templates` or `corruption`, or `n` below 1.
+        PairError: an unknown `templates`, `corruption` or `split`, or `n` below 1.
 
     Source: Wang et al. 2022, "Interpretability in the Wild" (arXiv:2211.00593), section 2.
     Their templates, slightly fewer; their corrupted data is `ABC`; single-token replacements, as here, came
@@ -91,15 +93,17 @@ def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2")
     check_count(n)
     check_choice("IOI template", templates, ORDERS)
     check_choice("IOI corruption", corruption, CORRUPTIONS)
+    frames = part_of(TEMPLATES, split)
+    names = tuple(sorted(part_of(MALE_NAMES, split) + part_of(FEMALE_NAMES, split)))
     random = Random(seed)
     pairs = []
     for row in range(n):
         order = ("ABBA", "BABA")[row % 2] if templates == "mixed" else templates
         first, second = ("{io}", "{s1}") if order == "ABBA" else ("{s1}", "{io}")
-        template = random.choice(TEMPLATES).format(
+        template = random.choice(frames).format(
             a=first, b=second, s="{s2}", place=random.choice(PLACES), object=random.choice(OBJECTS)
         )
-        io, s, *new = random.sample(NAMES, 5)
+        io, s, *new = random.sample(names, 5)
         (new_io, new_s1, new_s2), wrong = {
             "S2": ((io, s, io), s),
             "IO": ((new[0], s, s), new[0]),
@@ -118,4 +122,4 @@ def ioi(n: int, seed: int = 0, templates: str = "mixed", corruption: str = "S2")
             )
         )
     source = "Wang et al. 2022, arXiv:2211.00593"
-    return Task(f"ioi-{templates}-{corruption}", tuple(pairs), source, seed)
+    return Task(split_name(f"ioi-{templates}-{corruption}", split), tuple(pairs), source, seed)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.errors import InterpError, ShapeError
+from interp.errors import InterpError, ShapeError, nearest
 
 
 @runtime_checkable
@@ -175,6 +175,39 @@ class FunctionMetric:
                 "number per row and never average."
             )
         return values
+
+
+METRICS = ("logit_difference", "probability", "log_probability", "negative_kl", "negative_rank", "accuracy")
+"""Metrics known by name."""
+DIFFERENTIABLE = METRICS[:4]
+"""Those with a gradient."""
+
+
+def named_metric(
+    name: str, answer: Int[Tensor, "batch"], wrong_answer: Int[Tensor, "batch"], reference: Callable[[], Tensor]
+) -> Metric:
+    """A metric by its name, for prompts with these answers.
+
+    Args:
+        reference: gives the log-probabilities [batch, d_vocab] of the clean run; called for `negative_kl` alone.
+
+    Raises:
+        InterpError: an unknown name.
+    """
+    match name:
+        case "logit_difference":
+            return LogitDifference(answer, wrong_answer)
+        case "probability":
+            return Probability(answer)
+        case "log_probability":
+            return LogProbability(answer)
+        case "negative_kl":
+            return NegativeKL(reference())
+        case "negative_rank":
+            return NegativeRank(answer)
+        case "accuracy":
+            return Accuracy(answer)
+    raise InterpError(f"There is no metric {name!r}." + nearest(str(name), METRICS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

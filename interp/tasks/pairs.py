@@ -9,13 +9,14 @@ into tokens for one model and refuses whatever would give a number without a mea
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from interp.errors import LoadError, PairError, nearest
 from interp.models.prompts import Prompts, token_strings, tokenize
+
+Item = TypeVar("Item")
 
 
 @runtime_checkable
@@ -76,6 +79,7 @@ class PromptPair:
 
 _COLUMNS = tuple(field.name for field in fields(PromptPair))
 _REQUIRED = _COLUMNS[:4]
+_SUBJECTS = ("subject", "corrupted_subject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +160,12 @@ class Task:
         """Read a task; without a head line, its name and source are those of the file.
 
         Raises:
-            LoadError: a line that is not a JSON object, or whose fields are not those of a pair.
+            LoadError: no such file, or not UTF-8; a line that is not a JSON object, or whose fields are not those of a
+                pair; no pairs.
         """
         path = Path(path)
         head, pairs = {"task": path.stem, "source": path.name, "seed": None}, []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(_text_of(path).split("\n"), start=1):
             where = f"Line {number} of {path}"
             if not line.strip():
                 continue
@@ -174,6 +179,8 @@ class Task:
                 head = row
             else:
                 pairs.append(_read_pair(where, row))
+        if not pairs:
+            raise LoadError(f"{path} holds no pairs.")
         return cls(head["task"], tuple(pairs), head["source"], head["seed"])
 
     def to_csv(self, path: str | Path) -> None:
@@ -196,20 +203,28 @@ class Task:
             seed: of the task.
 
         Raises:
-            LoadError: a header that lacks a required column or has an unknown one, or a row with too few
-                or too many cells.
+            LoadError: no such file, or not UTF-8; a header that lacks a required column or has an unknown one; a row
+                with too few or too many cells; no pairs.
         """
         path = Path(path)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        pairs = []
-        for number, row in enumerate(rows, start=1):
-            where = f"Row {number} of {path}"
-            if None in row or None in row.values():
-                raise LoadError(f"{where} does not have as many cells as the header.")
-            for column in ("subject", "corrupted_subject"):
-                row[column] = row.get(column) or None
-            pairs.append(_read_pair(where, row))
+        reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
+        pairs, line = [], 1
+        try:
+            header = next(reader, [])
+            _check_header(f"Line 1 of {path}", header)
+            line = reader.line_num + 1  # a cell may hold line breaks
+            for cells in reader:
+                where, line = f"Line {line} of {path}", reader.line_num + 1
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise LoadError(f"{where} has {len(cells)} cells; the header has {len(header)}: {header}.")
+                row: dict[str, Any] = dict(zip(header, cells, strict=True))
+                pairs.append(_read_pair(where, row | {name: row.get(name) or None for name in _SUBJECTS}))
+        except csv.Error as error:
+            raise LoadError(f"Line {line} of {path} is not CSV: {error}.") from error
+        if not pairs:
+            raise LoadError(f"{path} holds no pairs, only a header.")
         return cls(name or path.stem, tuple(pairs), source or path.name, seed)
 
 
@@ -261,6 +276,24 @@ def single_token(tokenizer: Any, text: str) -> int:
     )
 
 
+SPLITS = ("all", "train", "held out")
+
+
+def part_of(items: Sequence[Item], split: str) -> tuple[Item, ...]:
+    """What a generator draws from: `"all"` items; every third, `"held out"`; or the others, `"train"`.
+
+    Raises:
+        PairError: an unknown split.
+    """
+    check_choice("split", split, SPLITS)
+    return tuple(item for i, item in enumerate(items) if split == "all" or (split == "held out") == (i % 3 == 2))
+
+
+def split_name(name: str, split: str) -> str:
+    """A task's name with its split, if it is one."""
+    return name if split == "all" else f"{name}-{split.replace(' ', '-')}"
+
+
 def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
     """Refuse an option that does not exist.
 
@@ -287,16 +320,45 @@ def _space_hint(text: str, length_with_space: int) -> str:
     return f" With a leading space it is one token: write {' ' + text!r}."
 
 
-def _read_pair(where: str, row: dict) -> PromptPair:
-    if missing := [column for column in _REQUIRED if column not in row]:
-        raise LoadError(f"{where} lacks {missing}; a pair needs {list(_REQUIRED)}, got {list(row)}.")
-    if unknown := [column for column in row if column not in _COLUMNS]:
+def _text_of(path: Path) -> str:
+    """The text of a file, line breaks as they are."""
+    if not path.is_file():
+        raise LoadError(f"There is no file {path} to read pairs from.")
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise LoadError(f"Line {line} of {path} is not UTF-8 ({error.reason}); save the file as UTF-8.") from error
+
+
+def _check_header(where: str, header: list[str]) -> None:
+    _check_columns(where, header)
+    if twice := [name for number, name in enumerate(header) if name in header[:number]]:
+        raise LoadError(f"{where} names the column {twice[0]!r} twice.")
+
+
+def _check_columns(where: str, columns: Iterable[str]) -> None:
+    columns = list(columns)
+    if missing := [column for column in _REQUIRED if column not in columns]:
+        parted = [
+            name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if len(columns) == 1 and sign in columns[0]
+        ]
+        hint = f" Its cells are parted by {parted[0]}: use commas." if parted else ""
+        raise LoadError(f"{where} lacks {missing}; a pair needs {list(_REQUIRED)}, got {columns}.{hint}")
+    if unknown := [column for column in columns if column not in _COLUMNS]:
         raise LoadError(f"{where} has unknown fields {unknown}." + nearest(unknown[0], _COLUMNS))
+
+
+def _read_pair(where: str, row: dict) -> PromptPair:
+    _check_columns(where, row)
     for column, value in row.items():
-        optional = column in ("subject", "corrupted_subject")
-        if not (isinstance(value, str) or (value is None and optional)):
+        if not (isinstance(value, str) or (value is None and column in _SUBJECTS)):
             raise LoadError(f"{where}: {column} must be a text; got {value!r}.")
-    return PromptPair(**row)
+    try:
+        return PromptPair(**row)
+    except PairError as error:
+        raise LoadError(f"{where}: {error}") from error
 
 
 def _answer_ids(where: str, tokenizer: Any, pair: PromptPair) -> tuple[int, int]:

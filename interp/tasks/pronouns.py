@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from interp.tasks.ioi import FEMALE_NAMES, MALE_NAMES
-from interp.tasks.pairs import PromptPair, Task, check_count
+from interp.tasks.pairs import PromptPair, Task, check_count, part_of, split_name
 
 TEMPLATES = (
     "So {name} is a really {adjective} {role}, isn't",
@@ -20,7 +20,7 @@ ADJECTIVES = ("great", "good", "kind", "smart", "funny", "clever", "nice", "popu
 ROLES = ("friend", "person", "cook", "student", "neighbor", "writer", "runner", "leader", "singer", "teacher")
 
 
-def pronouns(n: int, seed: int = 0) -> Task:
+def pronouns(n: int, seed: int = 0, split: str = "all") -> Task:
     """Pairs for gendered pronoun resolution.
 
     Clean and corrupted differ in the name alone, a name that is commonly a woman's in one and a man's in
@@ -31,21 +31,24 @@ def pronouns(n: int, seed: int = 0) -> Task:
     Args:
         n: number of pairs.
         seed: same seed, same pairs; the first k of n pairs do not depend on n.
+        split: `"train"` and `"held out"` share neither a template nor a name.
 
     Raises:
-        PairError: `n` below 1.
+        PairError: an unknown `split`, or `n` below 1.
 
     Source: Mathwin et al. 2023, "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2
     Small" (an Apart alignment-jam report). Their template is our first; the others vary its words, and the
     corrupted prompt replaces the name by one of the other gender.
     """
     check_count(n)
+    frames = part_of(TEMPLATES, split)
+    women, men = part_of(FEMALE_NAMES, split), part_of(MALE_NAMES, split)
     random = Random(seed)
     pairs = []
     for row in range(n):
-        template = random.choice(TEMPLATES)
+        template = random.choice(frames)
         words = {"adjective": random.choice(ADJECTIVES), "role": random.choice(ROLES)}
-        sides = [(random.choice(FEMALE_NAMES), " she", "female"), (random.choice(MALE_NAMES), " he", "male")]
+        sides = [(random.choice(women), " she", "female"), (random.choice(men), " he", "male")]
         (name, answer, gender), (other, wrong_answer, _) = sides[:: -1 if row % 2 else 1]
         pairs.append(
             PromptPair(
@@ -58,4 +61,5 @@ def pronouns(n: int, seed: int = 0) -> Task:
                 label=gender,
             )
         )
-    return Task("pronouns", tuple(pairs), "Mathwin et al. 2023, gendered pronouns in GPT-2 small", seed)
+    source = "Mathwin et al. 2023, gendered pronouns in GPT-2 small"
+    return Task(split_name("pronouns", split), tuple(pairs), source, seed)

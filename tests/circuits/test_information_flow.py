@@ -51,7 +51,7 @@ def test_it_is_blind_to_the_task():
     swapped = EncodedTask(PAIRS.task, PAIRS.clean, PAIRS.corrupted, PAIRS.wrong_answer, PAIRS.answer)
     one, other = information_flow(model, PAIRS), information_flow(model, swapped, metric="log_probability", budget=1)
     np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-9)
-    assert one.provenance["unit"] == "share of the input" and "logits" in repr(one).splitlines()[1]
+    assert one.provenance["score_unit"] == "share of the input" and "logits" in repr(one).splitlines()[1]
     assert one.plot().layout.title.text and METHODS["information-flow"] is information_flow
     by_head = one.scores[:, [one.graph.receivers.index(name) for name in ("a2.h0<q>", "a2.h3<q>", "a2.kv1<v>")]]
     np.testing.assert_array_equal(by_head[:, 0], by_head[:, 2])

@@ -263,8 +263,8 @@ def test_refusals():
     for function in (eap_ig, eap_ig_activations):
         with pytest.raises(InterpError, match="0 steps make no average"):
             function(model, PAIRS, steps=0)
-    with pytest.raises(InterpError, match="no rule 'left'"):
-        alphas(3, "left")
+    with pytest.raises(InterpError, match="no rule 'up'"):
+        alphas(3, "up")
     same = EncodedTask(PAIRS.task, PAIRS.clean, PAIRS.clean, PAIRS.answer, PAIRS.wrong_answer)
     for function in METHODS.values():
         with pytest.raises(PairError, match="nothing to explain"):

@@ -126,7 +126,11 @@ def test_a_circuit_describes_itself(tmp_path):
     assert found.nodes == ["input", "m0", "a1.h0", "logits"]
     assert f"Circuit of 3 of {GRAPH.n_edges} edges by hand" in repr(found) and "not evaluated" in repr(found)
     assert set(found.networkx().edges) == {("input", "m0"), ("m0", "a1.h0"), ("a1.h0", "logits")}
-    assert found.plot().layout.title.text
+    edges = [trace for trace in found.plot().data if trace.mode == "lines+markers"]
+    assert len(edges) == 3 and "m0 → a1.h0, query" in edges[-1].hovertext
+    two = found.plot(most=2)
+    assert sum(trace.mode == "lines+markers" for trace in two.data) == 2
+    assert "the 2 strongest" in two.layout.title.text.replace("<br>", " ")
     found.save(tmp_path / "circuit.nc")
     assert Circuit.load(tmp_path / "circuit.nc").names == found.names
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from models.pipelines import CALLS, FAMILIES, LABELS, NEGATIVES, PROMPTS, UNGUIDED, pipeline, scheduler
 
-from interp.models.denoiser import Denoiser, Sampling
+from interp.models.denoiser import Denoiser, Sampling, describe_pipeline
 from interp.models.load import load
 from interp.models.site import BLOCK_PARTS, Site
 
@@ -22,6 +23,30 @@ SIDES = dict.fromkeys(FAMILIES, (8, 12)) | {"dit": (8, 8)}
 def described(family: str) -> Denoiser:
     """One handle of each family, for tests that leave it alone."""
     return load(pipeline(family), name=family)
+
+
+def changed(change: Callable[[torch.nn.Module], None] = lambda unet: None) -> Denoiser:
+    """Stable Diffusion, of its own, with its UNet changed."""
+    made = pipeline("sd")
+    with torch.no_grad():
+        change(made.unet)
+    return describe_pipeline(made, "tiny")
+
+
+def words_enter_at(address: str | None) -> Callable[[torch.nn.Module], None]:
+    """A change that cuts the words off everywhere but at one cross-attention (`up.1.1`), or everywhere."""
+    part, *numbers = (address or "").split(".")
+    stage = "mid_block" if part == "mid" else f"{part}_blocks.{numbers.pop(0)}" if address else ""
+    kept = f"{stage}.attentions.{numbers[0]}.transformer_blocks.0.attn2" if address else None
+
+    def change(unet: torch.nn.Module) -> None:
+        paths = {path: module for path, module in unet.named_modules() if path.endswith("attn2")}
+        assert kept is None or kept in paths
+        for path, module in paths.items():
+            if path != kept:
+                module.to_out[0].weight.zero_()
+
+    return change
 
 
 @cache

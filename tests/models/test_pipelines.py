@@ -25,7 +25,7 @@ from models.pipelines import (
     tokenizer,
 )
 
-from interp.models.pipelines import family_of, tokens_of_word, word_in_denoiser
+from interp.models.pipelines import family_of, tokens_of_word, tokens_through, word_in_denoiser
 
 SIDES = dict.fromkeys(FAMILIES, (16, 24)) | {"dit": (16, 16)}
 INSIDE = (
@@ -256,6 +256,8 @@ def test_the_tokens_of_a_word(style, word, text):
     words = tokenizer(style)
     ids = words(PROMPTS[0]).input_ids
     assert [words.decode([ids[i]]).strip() for i in tokens_of_word(words, PROMPTS[0], word)] == [text]
+    through = tokens_through(words, " ".join(PROMPTS[0].split()[: word + 1]) + " ")
+    assert words.decode([ids[through - 1]]).strip() == text
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ from inspect import unwrap
 import numpy as np
 import pytest
 import torch
-from models.pipelines import pipeline
+from models.denoisers import changed, words_enter_at
 
 import interp
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.denoise import denoise
 from interp.interventions.edits import Replace, UnderPrompt, When
 from interp.interventions.exchange import ExchangeGrid, exchange
-from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
 from interp.models.site import Site
 from interp.patching import PicturePatchResult, patch, patch_pictures, phases
@@ -28,17 +27,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def load(change=lambda unet: None):
-    pipe = pipeline("sd")
-    pipe.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        change(pipe.unet)
-    return describe_pipeline(pipe, "tiny")
-
-
 @pytest.fixture(scope="module")
 def model():
-    return load()
+    return changed()
 
 
 TASK = PictureTask(
@@ -137,21 +128,12 @@ def test_a_text_encoder_by_token(model):
 
 
 def test_a_planted_path_and_a_model_without_any():
-    def only(kept):
-        def change(unet):
-            for path, module in unet.named_modules():
-                if path.endswith("attn2") and path != kept:
-                    module.to_out[0].weight.zero_()
-
-        return change
-
-    kept = "up_blocks.1.attentions.1.transformer_blocks.0.attn2"
-    found = patched(load(only(kept)), window=4)
+    found = patched(changed(words_enter_at("up.1.1")), window=4)
     effect = np.abs(found.data["mean_effect"].values[:, 0])
     blocks = [str(b) for b in found.data["block"].values]
     assert blocks[int(effect.argmax())] == "up.1.1"
     assert np.delete(effect, blocks.index("up.1.1")).max() < 1e-9 < effect.max()
-    empty = patched(load(only(None)), window=4)
+    empty = patched(changed(words_enter_at(None)), window=4)
     assert np.abs(empty.data["mean_effect"].values).max() < 1e-9
     with pytest.raises(PairError, match="differs by"):
         empty.recovered()

@@ -25,7 +25,8 @@ def test_cells_cover_their_pixels() -> None:
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert len(heat) == 2 and len([trace for trace in figure.data if trace.type == "image"]) == 3
     assert (heat[0].x0, heat[0].dx, heat[0].y0, heat[0].dy) == (1.5, 4, 1.5, 4)  # pixels −0.5 to 3.5 of 12 and of 8
-    assert (heat[0].zmin, heat[0].zmax, heat[1].zmax) == (0, 0.5, 1)
+    assert (heat[0].zmin, heat[0].zmax, heat[1].zmax) == (0, 0.5, 0.5)  # one scale
+    assert [trace.showscale for trace in heat] == [True, False]
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert titles[:2] == ["picture", "red · 0.5"]
     assert titles[2] == "&lt;b&gt;&#36;x&#36; &amp; co · 0"

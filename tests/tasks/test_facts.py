@@ -103,7 +103,7 @@ def test_refusals():
         facts(relations=["country_capitol"])
     with pytest.raises(PairError, match=r"No relation was asked for. Allowed: country_capital"):
         facts(relations=[])
-    with pytest.raises(PairError, match=r"There are .* facts of these relations; got n=100000"):
+    with pytest.raises(PairError, match=r"There are .* facts of these relations and this split; got n=100000"):
         facts(100_000)
     with pytest.raises(PairError, match="at least 1; got n=0"):
         facts(0)

@@ -9,7 +9,7 @@ import pytest
 
 from interp.errors import PairError
 from interp.tasks import ioi, single_token
-from interp.tasks.ioi import CORRUPTIONS, NAMES, OBJECTS, ORDERS, PLACES, TEMPLATES
+from interp.tasks.ioi import CORRUPTIONS, MALE_NAMES, NAMES, OBJECTS, ORDERS, PLACES, TEMPLATES
 
 
 def names_in(prompt):
@@ -106,10 +106,35 @@ def test_the_seed_decides_and_a_longer_task_begins_like_a_shorter_one():
     assert ioi(3, seed=9).seed == 9
 
 
+def test_splits_share_neither_names_nor_templates(model):
+    train, held_out, both = (ioi(300, split=split) for split in ("train", "held out", "all"))
+    used = [
+        {name for pair in task.pairs for name in names_in(pair.clean + pair.corrupted)} for task in (train, held_out)
+    ]
+    assert not used[0] & used[1]
+    assert used[0] | used[1] == set(NAMES)
+    assert {len(used[0] & set(MALE_NAMES)), len(used[1] & set(MALE_NAMES))} == {22, 11}
+    frames = [{frame_of(pair.clean) for pair in task.pairs} for task in (train, held_out, both)]
+    assert not frames[0] & frames[1]
+    assert frames[0] | frames[1] == frames[2] and len(frames[2]) == len(TEMPLATES)
+    assert held_out.name == "ioi-mixed-S2-held-out" and both.name == "ioi-mixed-S2"
+    for corruption in CORRUPTIONS:
+        ioi(40, corruption=corruption, split="held out").encode(model)
+
+
+def frame_of(prompt):
+    """The template of a prompt: its names, place and object taken out."""
+    for words, sign in ((NAMES, "N"), (PLACES, "P"), (OBJECTS, "O")):
+        prompt = re.sub(rf"\b({'|'.join(words)})\b", sign, prompt)
+    return prompt
+
+
 def test_refusals():
     with pytest.raises(PairError, match=r"no IOI template 'ABAB'.*Allowed: mixed, ABBA, BABA"):
         ioi(3, templates="ABAB")
     with pytest.raises(PairError, match=r"no IOI corruption 'S3'.*Allowed: S2, S1, IO, ABC"):
         ioi(3, corruption="S3")
+    with pytest.raises(PairError, match=r"no split 'test'.*Allowed: all, train, held out"):
+        ioi(3, split="test")
     with pytest.raises(PairError, match="at least 1"):
         ioi(0)

@@ -124,11 +124,16 @@ def test_csv_round_trip(tmp_path):
             "unknown fields .*Did you mean 'label'",
         ),
         (
+            '{"clean": "a", "corrupted": "b", "answer": " c", "wrong_answer": " d", "subject": "x"}\n',
+            "Line 1 .* subject 'x' does not occur",
+        ),
+        ('{"task": "t", "source": "s", "seed": 1}\n', "holds no pairs"),
+        (
             '{"clean": "a", "corrupted": "b", "answer": 3, "wrong_answer": " d"}\n',
             "answer must be a text; got 3",
         ),
     ],
-    ids=["syntax", "list", "missing", "unknown", "number"],
+    ids=["syntax", "list", "missing", "unknown", "subject", "none", "number"],
 )
 def test_malformed_jsonl_is_refused(tmp_path, text, words):
     path = tmp_path / "bad.jsonl"
@@ -141,11 +146,50 @@ def test_malformed_csv_is_refused(tmp_path):
     path = tmp_path / "bad.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["clean", "corrupted", "answer", "wrong_answer"], ["a", "b", " c"]])
-    with pytest.raises(LoadError, match=r"Row 1 .* as many cells as the header"):
+    with pytest.raises(LoadError, match=r"Line 2 of .*bad.csv has 3 cells; the header has 4"):
         Task.from_csv(path)
-    path.write_text("clean,answer\na, b\n")
-    with pytest.raises(LoadError, match=r"lacks .*corrupted.*wrong_answer"):
+
+
+HEADER = "clean,corrupted,answer,wrong_answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("clean,answer\na, b\n", r"Line 1 .* lacks \['corrupted', 'wrong_answer'\]"),
+        (HEADER.replace(",", ";") + "\na;b;c;d\n", "parted by semicolons: use commas"),
+        (HEADER.replace(",", "\t") + "\n", "parted by tabs: use commas"),
+        (HEADER + ",lable\na,b, c, d,x\n", "Line 1 .* unknown fields .*Did you mean 'label'"),
+        (HEADER + ",clean\n", "Line 1 .* names the column 'clean' twice"),
+        (HEADER + '\n"a\nb",b, c, d\n\na,b, c\n', "Line 5 .* has 3 cells"),
+        (HEADER + ',subject\n"a\nb",b, c, d,\nx,y, c, d,keys\n', "Line 4 .* subject 'keys' does not occur"),
+        (HEADER + '\na,b, c, d\n"a,b, c, d\n', "Line 3 .* is not CSV"),
+        (HEADER + "\n", "holds no pairs"),
+        ("", r"Line 1 .* lacks .*got \[\]"),
+    ],
+)
+def test_csv_mistakes_are_told_with_their_line(tmp_path, text, words):
+    path = tmp_path / "bad.csv"
+    path.write_text(text, newline="")
+    with pytest.raises(LoadError, match=words):
         Task.from_csv(path)
+
+
+def test_a_csv_of_a_spreadsheet_is_read(tmp_path):
+    """A byte order mark, line ends of Windows, a line break inside a cell, an empty last line."""
+    path = tmp_path / "sheet.csv"
+    path.write_bytes(f'{HEADER},label\r\n"é\r\nb",x, c, d,l\r\n\r\n'.encode("utf-8-sig"))
+    assert Task.from_csv(path).pairs == (PromptPair("é\r\nb", "x", " c", " d", label="l"),)
+
+
+@pytest.mark.parametrize("read", [Task.from_csv, Task.from_jsonl])
+def test_files_that_are_not_there_or_not_utf8(tmp_path, read):
+    with pytest.raises(LoadError, match=r"no file .*none"):
+        read(tmp_path / "none")
+    path = tmp_path / "latin"
+    path.write_bytes(f"{HEADER}\n\u00e9,b, c, d\n".encode("latin-1"))
+    with pytest.raises(LoadError, match=r"Line 2 of .*latin is not UTF-8 .*save the file as UTF-8"):
+        read(path)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

@@ -6,12 +6,11 @@ from inspect import unwrap
 import numpy as np
 import pytest
 import torch
-from models.pipelines import pipeline
+from models.denoisers import changed, words_enter_at
 
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.denoise import denoise
 from interp.interventions.edits import Replace, UnderPrompt, When
-from interp.models.denoiser import describe_pipeline
 from interp.models.guidance import Branch
 from interp.models.site import Site
 from interp.results import Result
@@ -24,33 +23,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def load(change=lambda unet: None):
-    pipe = pipeline("sd")
-    pipe.set_progress_bar_config(disable=True)
-    with torch.no_grad():
-        change(pipe.unet)
-    return describe_pipeline(pipe, "tiny")
-
-
-def only_path(address):
-    """Cut the words off everywhere but at one cross-attention."""
-
-    def change(unet):
-        kept = load().blocks[address].taps["cross_attn_out"].module
-        name = next(n for n, m in pipeline("sd").unet.named_modules() if type(m) is type(kept) and n == _path(address))
-        for path, module in unet.named_modules():
-            if path.endswith("attn2") and path != name:
-                module.to_out[0].weight.zero_()
-
-    return change
-
-
-def _path(address):
-    part, *numbers = address.split(".")
-    stage = "mid_block" if part == "mid" else f"{part}_blocks.{numbers.pop(0)}"
-    return f"{stage}.attentions.{numbers[0]}.transformer_blocks.0.attn2"
 
 
 @dataclass(frozen=True)
@@ -76,7 +48,7 @@ def traced(model, **changes):
 
 @pytest.mark.parametrize("address", ["down.0.1", "mid.0", "up.1.1"])
 def test_a_planted_path_is_found(address):
-    found = traced(load(only_path(address)))
+    found = traced(changed(words_enter_at(address)))
     effect = found.data["closeness_mean"].values[:, 0] - float(found.data["closeness_corrupted"].mean())
     blocks = [str(b) for b in found.data["block"].values]
     assert blocks[int(effect.argmax())] == address
@@ -93,7 +65,7 @@ def test_where_no_path_is_nothing_is_found():
             if path.endswith("attn2"):
                 module.to_out[0].weight.zero_()
 
-    found = traced(load(cut))
+    found = traced(changed(cut))
     assert np.ptp(found.data["closeness"].values) < 1e-9
     with pytest.raises(PairError, match="differs by"):
         found.recovered()
@@ -101,7 +73,7 @@ def test_where_no_path_is_nothing_is_found():
 
 @pytest.mark.parametrize("matching", ["state", "trajectory"])
 def test_cells_are_plain_runs(matching):
-    model = load()
+    model = changed()
     found = traced(model, matching=matching, window=2, stride=2)
     clean = denoise(model, model.sampling(PROMPT, seeds=range(2), steps=4, guidance=3.0), (), ["cross_attn_out"])
     base = model.sampling("a green circle on a blue square", seeds=range(2), steps=4, guidance=3.0)
@@ -120,7 +92,7 @@ def test_cells_are_plain_runs(matching):
 @pytest.mark.parametrize("part", ["embed", "resid_post", "attn_out", "mlp_out"])
 def test_a_text_encoder_by_layer_and_token(part):
     """Against one run per cell, with the clean run's state written at one token of one layer by hand."""
-    model = load()
+    model = changed()
     found = traced(model, part=part, window=None)
     assert found.data["closeness_mean"].dims == ("block", "pos")
     addresses = [str(block) for block in found.data["block"].values]
@@ -148,7 +120,7 @@ def test_a_text_encoder_by_layer_and_token(part):
 
 
 def test_windows_overlap_and_are_named():
-    found = traced(load(), window=None)
+    found = traced(changed(), window=None)
     assert found.data["window"].values.tolist() == ["0–1", "1–2", "2–3"]
     figure = found.plot()
     assert figure.layout.xaxis.ticktext == ("0–1", "1–2", "2–3")
@@ -156,7 +128,7 @@ def test_windows_overlap_and_are_named():
 
 
 def test_pictures_are_drawn():
-    found = traced(load(), window=2)
+    found = traced(changed(), window=2)
     figure = found.plot_pictures()
     assert len(figure.layout.images) == 2 * (2 + 3 + 1)  # seeds × (clean, corrupted, three cells, difference)
     texts = [annotation.text for annotation in figure.layout.annotations]
@@ -164,7 +136,7 @@ def test_pictures_are_drawn():
 
 
 def test_noise_on_the_word_and_nowhere_else():
-    model = load()
+    model = changed()
     found = traced(model, corruption="noise", noise=3.0)
     assert found.provenance["corrupted"] == PROMPT
     assert (found.data["closeness_corrupted"] < -1e-4).all()
@@ -173,7 +145,7 @@ def test_noise_on_the_word_and_nowhere_else():
 
 
 def test_a_result_is_saved_loaded_and_drawn(tmp_path):
-    found = traced(load(), window=2)
+    found = traced(changed(), window=2)
     assert isinstance(found, ImageTraceResult)
     found.save(tmp_path / "trace.nc")
     again = Result.load(tmp_path / "trace.nc")
@@ -198,16 +170,16 @@ def test_a_result_is_saved_loaded_and_drawn(tmp_path):
 )
 def test_what_is_refused(changes, error, message):
     with pytest.raises(error, match=message):
-        traced(load(), **changes)
+        traced(changed(), **changes)
 
 
 def test_another_corruption():
     with pytest.raises(InterpError, match="'replacement' or 'noise'"):  # without the tests' type checks
-        unwrap(trace_image)(load(), PROMPT, attribute="red", corruption="swap")
+        unwrap(trace_image)(changed(), PROMPT, attribute="red", corruption="swap")
 
 
 def test_a_picture_needs_an_attribute_and_a_text_does_not_take_one():
     with pytest.raises(PairError, match="attribute"):
-        trace(load(), PROMPT)
+        trace(changed(), PROMPT)
     with pytest.raises(PairError, match="stand in place"):
-        trace_image(load(), "two stars on a square", attribute="stars", metrics=[], seeds=1, steps=2)
+        trace_image(changed(), "two stars on a square", attribute="stars", metrics=[], seeds=1, steps=2)

@@ -1,0 +1,122 @@
+"""Where there is no circuit, none may be claimed; where there is one, it may."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from interp.circuits.controls import claim, reset, shuffled_answers
+from interp.circuits.score import METHODS
+from interp.errors import InterpError
+from interp.interventions.run import run
+from interp.tasks import compiled, planted
+
+MAKERS = {"induction": lambda: compiled("induction", 64), "planted": lambda: planted(64)}
+QUICK = [name for name in ("exact", "eap", "eap-ig") if name in METHODS]
+
+
+@cache
+def made(name):
+    return MAKERS[name]()
+
+
+@cache
+def without_weights(name, seed):
+    return reset(made(name).model, seed)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("method", QUICK)
+def test_the_true_circuit_is_claimed_and_scores_that_know_nothing_claim_none(name, method):
+    truth, n = made(name), len(made(name).edges())
+    found = claim(truth.model, truth.task, method, n)
+    assert found, found.why
+    assert float(found.evaluation.data["faithfulness"][0]) == pytest.approx(1, abs=0.2)
+    assert not claim(truth.model, truth.task, "random", n)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("method", [*QUICK, "random"])
+def test_nothing_is_claimed_of_random_weights_or_shuffled_answers(name, method, seed):
+    truth, n = made(name), len(made(name).edges())
+    for model, task in ((without_weights(name, seed), truth.task), (truth.model, shuffled_answers(truth.task, seed))):
+        found = claim(model, task, method, n, seed=seed)
+        assert not found and found.why
+
+
+def test_a_reset_model_is_another_one_of_the_same_size():
+    model = made("planted").model
+    before = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    other = reset(model, 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.network.named_parameters())
+    for name, weight in other.network.named_parameters():
+        if weight.ndim > 1 and before[name].any():
+            assert not torch.allclose(weight, before[name])
+            assert weight.square().mean().sqrt() == pytest.approx(float(before[name].square().mean().sqrt()), rel=0.3)
+        else:
+            assert torch.equal(weight.sort().values, before[name].sort().values)
+    logits = [run(m, "a + b").logits for m in (model, other, reset(model, 1), reset(model, 2))]
+    assert torch.equal(logits[1], logits[2])
+    assert not torch.allclose(logits[0], logits[1]) and not torch.allclose(logits[1], logits[3])
+
+
+def test_half_of_the_answers_change_places():
+    task = made("induction").task
+    mixed = shuffled_answers(task, 3)
+    assert mixed == shuffled_answers(task, 3) != shuffled_answers(task, 4)
+    kept = [a == b for a, b in zip(task.pairs, mixed.pairs, strict=True)]
+    assert sum(kept) == len(task) // 2
+    for a, b, same in zip(task.pairs, mixed.pairs, kept, strict=True):
+        assert (a.clean, a.corrupted) == (b.clean, b.corrupted)
+        assert same or (a.answer, a.wrong_answer) == (b.wrong_answer, b.answer)
+
+
+def test_why_not():
+    truth = made("induction")
+    n_edges = len(truth.all_edges)
+    assert "random circuits do as well" in claim(truth.model, truth.task, "exact", n_edges).why
+    assert "of the difference, not 0.8 to 1.2" in claim(truth.model, truth.task, "exact", 1).why
+    assert "nothing is there to recover" in claim(truth.model, shuffled_answers(truth.task), "exact", 5).why
+
+
+def test_a_model_that_does_not_do_the_task_has_no_circuit_for_it():
+    """Its clean and corrupted prompts differ as much as before, but it is right about neither."""
+    truth = made("induction")
+    unembed = truth.model.network.lm_head.weight
+    kept = unembed.detach().clone()
+    try:
+        found = claim(_biased(truth.model), truth.task, "exact", len(truth.edges()))
+    finally:
+        assert torch.equal(unembed, kept)
+    assert not found and "rightly, as coins could" in found.why
+
+
+def _biased(model):
+    """A model that reads a tenth of the difference and answers by the words' numbers: right on half of the prompts."""
+    import copy
+
+    from interp.models.load import describe
+
+    network = copy.deepcopy(model.network)
+
+    class Biased(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 100 * torch.arange(self.out_features)
+
+    head = network.lm_head
+    network.lm_head = Biased(head.in_features, head.out_features, bias=False).requires_grad_(False)
+    network.lm_head.weight = head.weight
+    return describe(network.eval(), model.tokenizer, "biased")
+
+
+def test_refusals():
+    truth = made("induction")
+    with pytest.raises(InterpError, match="64 pairs and 9 random circuits"):
+        claim(truth.model, truth.task, "eap", 5, n_random=9)
+    with pytest.raises(InterpError, match="3 pairs and 19 random circuits"):
+        claim(truth.model, truth.task.select([0, 1, 2]), "eap", 5)
+    with pytest.raises(InterpError, match="no method 'eap-gi'"):
+        claim(truth.model, truth.task, "eap-gi", 5)
