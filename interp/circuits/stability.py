@@ -46,7 +46,7 @@ class Stability(Result):
     def title(self) -> str:
         """One line that states what was measured."""
         p = self.provenance
-        return f"Agreement of {len(self.data['one'])} circuits of {p['n']:,} edges · {p['model']}"
+        return f"Agreement of {len(self.data['circuit'])} circuits of {p['n']:,} edges · {p['model']}"
 
     def mean(self, name: str) -> float:
         """The mean of a variable over pairs of different circuits."""
