@@ -273,7 +273,11 @@ def evaluate(
     nothing = np.zeros(problem.graph.edges.shape, dtype=bool)
     same = cut.ablation.kind == "resample"
     empty = problem.values["corrupted"].double().cpu().numpy() if same else cut.kept(nothing)
-    what = problem.metric.name if same else f"{problem.metric.name} (of the circuit of no edges, for corrupted)"
+    what = (
+        problem.metric.name
+        if same
+        else f"{problem.metric.name} (here 'corrupted' is no edges under {cut.ablation.kind} ablation)"
+    )
     recovered(empty[None], clean, empty, what, seed=seed)  # refuses pairs without a gap before any work
     generator = np.random.default_rng(seed)
     values = np.empty((len(chosen), len(problem.encoded)))

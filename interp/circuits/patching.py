@@ -12,7 +12,8 @@ clean prompts with `patch` 1 outside of C and the corrupted prompts as source: w
 everything else is the corrupted run's (MIB's definition).
 
 Nothing is rewritten: it is one forward pass of the network's own modules, with hooks that hand receivers their own
-inputs. Receivers without a patched edge keep the computation they have.
+inputs. Receivers without a patched edge keep the computation they have; so do all positions before the first token that
+tells base from source, for there every term is the same in both.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class EdgePatching:
         self.model, self.base, self.metric, self.graph = model, base, metric, Graph.of(model)
         self.readout = Readout.of(metric, base.lengths)
         self.source = source if isinstance(source, Terms) else Terms.of(model, source)
+        self.first = torch.zeros_like(base.lengths) if isinstance(source, Terms) else _first_difference(base, source)
         self.step = max(1, budget // pair_bytes(self.graph, model, base.ids.shape[1]))
 
     def __call__(
@@ -101,12 +103,19 @@ class EdgePatching:
 
     def _values(self, patch: Tensor, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         base = self.base.select(rows)
-        live = _Live(self.model, self.graph, self.source, rows, patch, base.ids.shape[1])
+        positions = slice(int(self.first[rows].min()), base.ids.shape[1])
+        live = _Live(self.model, self.graph, self.source, rows, patch, positions)
         with ExitStack() as hooks:
             hooks.enter_context(tapped(live.watchers(), len(base)))
             hooks.enter_context(stopping_at(self.model.unembed))
             self.model.forward(base)
         return read(self.model, self.readout, live.final[-1], rows)
+
+
+def _first_difference(base: Prompts, source: Prompts) -> Int[Tensor, "example"]:
+    """Of each pair the first position at which its prompts differ; the last one, if they nowhere do."""
+    differ = (base.ids != source.ids) & base.mask
+    return torch.where(differ.any(1), differ.int().argmax(1), base.lengths - 1)
 
 
 def pair_bytes(graph: Graph, model: LanguageModel, width: int) -> int:
@@ -128,10 +137,10 @@ class _Live:
     """One forward pass: hands receivers their inputs, and collects what senders write."""
 
     def __init__(
-        self, model: LanguageModel, graph: Graph, source: Terms, rows: Tensor, patch: Tensor, width: int
+        self, model: LanguageModel, graph: Graph, source: Terms, rows: Tensor, patch: Tensor, positions: slice
     ) -> None:
         self.model, self.graph, self.source, self.rows, self.patch = model, graph, source, rows, patch
-        self.width = width
+        self.positions, self.before = positions, slice(0, positions.start)
         self.terms: list[
             tuple[slice, Tensor]
         ] = []  # (senders, their source − live terms [sender, batch, pos, d_model])
@@ -164,8 +173,8 @@ class _Live:
     def _enter(self, layer: int) -> Watcher:
         def watch(x: Tensor) -> None:
             if layer == 0:
-                self._write(slice(0, 1), lambda: (self._source(self.source.embedding) - x)[None])
-            self.stream = x
+                self._write(slice(0, 1), lambda: (self._source(self.source.embedding) - self._here(x))[None])
+            self.stream = self._here(x)
             self.inputs = None
 
         return watch
@@ -181,7 +190,8 @@ class _Live:
             mine = (which >= first) & (which < first + count)
             if not mine.any():
                 return None
-            return x.index_copy(2, which[mine] - first, projected[mine].permute(1, 2, 0, 3).to(x.dtype))
+            new = projected[mine].permute(1, 2, 0, 3).to(x.dtype)
+            return self._changed(x, self._here(x).index_copy(2, which[mine] - first, new))
 
         return watch
 
@@ -198,22 +208,37 @@ class _Live:
         def watch(z: Tensor) -> None:
             source = self._source(self.source.z(layer))
             self._write(
-                self.graph.heads(layer), lambda: head_terms(self.model, layer, source - scaled(self.model, layer, z))
+                self.graph.heads(layer),
+                lambda: head_terms(self.model, layer, source - scaled(self.model, layer, self._here(z))),
             )
 
         return watch
 
     def _mlp(self, layer: int) -> Watcher:
         at = self.graph.mlp_sender(layer)
-        return lambda x: self._write(slice(at, at + 1), lambda: (self._source(self.source.mlp(layer)) - x)[None])
+        return lambda x: self._write(
+            slice(at, at + 1), lambda: (self._source(self.source.mlp(layer)) - self._here(x))[None]
+        )
 
     def _one(self, receiver: int) -> Watcher:
         """A receiver that is alone in reading its copy of the stream."""
         at = torch.tensor([receiver], device=self.patch.device)
-        return lambda x: x + self._mixed(at)[0] if self.receiving[receiver] else None
+
+        def watch(x: Tensor) -> Tensor | None:
+            return self._changed(x, self._here(x) + self._mixed(at)[0]) if self.receiving[receiver] else None
+
+        return watch
 
     def _source(self, term: Tensor) -> Tensor:
-        return term[self.rows, : self.width]
+        return term[self.rows, self.positions]
+
+    def _here(self, x: Tensor) -> Tensor:
+        """The positions at which terms may differ."""
+        return x[:, self.positions]
+
+    def _changed(self, x: Tensor, here: Tensor) -> Tensor:
+        """`x` with other values at these positions."""
+        return torch.cat([x[:, self.before], here], 1) if self.positions.start else here
 
     def _write(self, senders: slice, difference: Callable[[], Tensor]) -> None:
         if self.sending[senders].any():

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Stability(Result):
     """Agreement of circuits, pair by pair.
 
-    `.data` holds over `one` × `other`: `jaccard`, `overlap`, `rank`, and `random`, the Jaccard index of random
+    `.data` holds over `circuit` × `other`: `jaccard`, `overlap`, `rank`, and `random`, the Jaccard index of random
     circuits (at the number of edges that they are expected to share). Scalar `core`: edges that all circuits have.
     """
 
@@ -46,7 +46,7 @@ class Stability(Result):
     def title(self) -> str:
         """One line that states what was measured."""
         p = self.provenance
-        return f"Agreement of {len(self.data['one'])} circuits of {p['n']:,} edges · {p['model']}"
+        return f"Agreement of {len(self.data['circuit'])} circuits of {p['n']:,} edges · {p['model']}"
 
     def mean(self, name: str) -> float:
         """The mean of a variable over pairs of different circuits."""
@@ -55,7 +55,7 @@ class Stability(Result):
 
     def summary(self) -> str:
         """Means over pairs, the random level, and the pairs themselves if they are few."""
-        names, jaccard = self.data["one"].values, self.data["jaccard"].values
+        names, jaccard = self.data["circuit"].values, self.data["jaccard"].values
         lines = [
             f"Stability: {self.title}",
             f"  Jaccard {self.mean('jaccard'):.3f} (random {self.mean('random'):.3f}), overlap "
@@ -71,7 +71,7 @@ class Stability(Result):
         from interp.plots import heatmap
 
         title = f"{self.title} · random circuits {self.mean('random'):.3f}"
-        return heatmap(self.data["jaccard"], x="other", y="one", title=title, unit="Jaccard", diverging=False)
+        return heatmap(self.data["jaccard"], x="other", y="circuit", title=title, unit="Jaccard", diverging=False)
 
 
 def stability(scores: Mapping[str, EdgeScores], n: int, *, absolute: bool = True, grow: bool = False) -> Stability:
@@ -103,14 +103,14 @@ def stability(scores: Mapping[str, EdgeScores], n: int, *, absolute: bool = True
     expected = _shared_by_chance(circuits)
     with np.errstate(invalid="ignore", divide="ignore"):  # equal scores have no ranks to correlate
         correlation = np.corrcoef(ranks)
-    dims = ("one", "other")
+    dims = ("circuit", "other")
     data = xr.Dataset(
         {
             "jaccard": (dims, shared / (2 * n - shared)), "overlap": (dims, shared / n), "rank": (dims, correlation),
             "random": (dims, expected / (2 * n - expected)),
             "core": ((), int(np.all([one.edges for one in circuits], 0).sum())),
         },
-        {"one": list(scores), "other": list(scores)},
+        {"circuit": list(scores), "other": list(scores)},
     )  # fmt: skip
     methods = [one.provenance["method"] for one in found]
     facts = {"model": graph.model, "weights": graph.weights, "n": n, "methods": methods, "absolute": absolute}
@@ -163,7 +163,7 @@ def by_prompts(
 
 
 def _shared_by_chance(circuits: list[Circuit]) -> np.ndarray:
-    """Edges [one, other] that random circuits of these types share on average."""
+    """Edges [circuit, other] that random circuits of these types share on average."""
     types = edge_types(circuits[0].graph)
     counts = np.array([[int((one.edges & of).sum()) for of in types] for one in circuits], dtype=float)
     sizes = np.array([max(1, int(of.sum())) for of in types])

@@ -16,6 +16,7 @@ from interp.circuits.results import Circuit
 from interp.circuits.score import eap, exact_edges, random_scores
 from interp.circuits.select import circuit, nested, prune, top_n
 from interp.errors import InterpError, PairError
+from interp.tasks.compiled import compiled
 from interp.tasks.metrics import LogitDifference
 from interp.tasks.pairs import EncodedTask
 
@@ -70,7 +71,7 @@ def test_random_circuits_and_p(evaluated):
 
 
 def test_the_examined_circuit_carries_its_verdict(evaluated, tmp_path):
-    model, task, scores, result = evaluated
+    _, _, scores, result = evaluated
     found = result.circuit()
     np.testing.assert_array_equal(found.edges, nested(scores, (0.2,))[0].edges)
     verdict = result.verdict
@@ -98,20 +99,16 @@ def test_without_trials_nothing_is_settled():
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample-other"])
 def test_other_ablations(ablation):
-    model = exact("gpt2")
-    task = oriented(model, (7, 6, 7, 6, 7, 6, 7, 6))
-    clean = plain(model, task.clean, task).numpy()
-    swap = torch.from_numpy(clean < 0)  # the model gets every pair right, so that constants are worse
-    answers = torch.where(swap, task.wrong_answer, task.answer), torch.where(swap, task.answer, task.wrong_answer)
-    task = EncodedTask(task.task, task.clean, task.corrupted, *answers)
-    result = evaluate(model, task, eap(model, task), sizes=(0.3, 1.0), ablation=ablation, trials=None)
-    empty, clean = result.data["empty"].values, np.abs(clean)
-    np.testing.assert_allclose(result.data["clean"], clean, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(empty, Cut(Problem.of(model, task, "logit_difference"), Ablation(ablation)).kept(
-        result.circuit().edges & False), rtol=0, atol=1e-12)  # fmt: skip
+    truth = compiled("induction", n=16)
+    scores = random_scores(truth.model, truth.task)
+    result = evaluate(truth.model, truth.task, scores, sizes=(0.1, 1.0), ablation=ablation, trials=None, n_random=1)
+    problem = Problem.of(truth.model, truth.task, "logit_difference")
+    clean, empty = problem.values["clean"].double().numpy(), result.data["empty"].values
+    none = Cut(problem, Ablation(ablation)).kept(result.circuit().edges & False)
+    np.testing.assert_allclose(empty, none, rtol=0, atol=1e-12)
     f = (result.data["value"].values.mean(-1) - empty.mean()) / (clean.mean() - empty.mean())
     np.testing.assert_allclose(result.data["faithfulness"], f, rtol=0, atol=1e-9)
-    assert f[1] == pytest.approx(1, abs=1e-9) and result.provenance["ablation"] == ablation
+    assert f[1] == pytest.approx(1, abs=1e-5) and f[0] < 0.9 and result.provenance["ablation"] == ablation
     assert f"{ablation} ablation" in repr(result)
 
 
