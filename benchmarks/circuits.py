@@ -29,9 +29,9 @@ PARTS = ["exact", "eap-ig"]
 def exact(naive_edges: int, threads: int, peer: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Rows of the exact effects of all edges on one pair."""
     import torch
+    from naive_circuits import PathPatch
 
     import interp
-    from naive_circuits import PathPatch
 
     model = interp.load("smollm2-135m")
     pair = interp.tasks.PromptPair(CLEAN, CORRUPTED, ANSWER, WRONG_ANSWER)
@@ -84,8 +84,9 @@ def eap_ig(way: str, pairs: int, steps: int, points: str, threads: int, out: str
     import torch
 
     set_threads(threads)
-    import interp
     from naive_circuits import split_inputs
+
+    import interp
 
     model = interp.load("smollm2-135m")
     model.weights_hash  # noqa: B018  computed once per model
