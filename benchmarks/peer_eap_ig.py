@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import typer
 from resident import peak, reset_peak, resident, trim
-from timing import seconds, set_threads, spread
+from timing import processor_seconds, set_threads, spread
 
 
 def main(pairs: int = 16, steps: int = 5, edges: int = 20, threads: int = 2, scores: str = "scores.npy") -> None:
@@ -60,7 +60,7 @@ def main(pairs: int = 16, steps: int = 5, edges: int = 20, threads: int = 2, sco
     trim()
     reset_peak()
     before = resident()
-    _, took = seconds(lambda: eap_ig(pairs, steps))
+    _, took, cpu = processor_seconds(lambda: eap_ig(pairs, steps))
     above = peak() - before
     np.save(scores, graph.scores.numpy())
 
@@ -73,10 +73,9 @@ def main(pairs: int = 16, steps: int = 5, edges: int = 20, threads: int = 2, sco
 
     sample = spread(list(graph.edges.values()), edges + 1)
     exact(sample[0])  # warm up
-    _, took_exact = seconds(lambda: [exact(edge) for edge in sample[1:]])
+    _, _, took_exact = processor_seconds(lambda: [exact(edge) for edge in sample[1:]])
     print(json.dumps({
-        "version": f"TransformerLens {transformer_lens.__version__}" if hasattr(transformer_lens, "__version__") else "",
-        "edges": len(graph.edges), "seconds": took, "above": above, "per_edge": took_exact / edges,
+        "edges": len(graph.edges), "seconds": took, "processor": cpu, "above": above, "per_edge": took_exact / edges,
         "senders": [name for name in graph.nodes if name != "logits"], "receivers": graph.get_dst_nodes(),
     }))  # fmt: skip
 

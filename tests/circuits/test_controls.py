@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
 from interp.circuits.controls import claim, reset, shuffled_answers
-from interp.circuits.score import METHODS
 from interp.errors import InterpError
 from interp.interventions.run import run
 from interp.tasks import compiled, planted
+from interp.tasks.pairs import Task
 
-MAKERS = {"induction": lambda: compiled("induction", 64), "planted": lambda: planted(64)}
-QUICK = [name for name in ("exact", "eap", "eap-ig") if name in METHODS]
+MAKERS = {"induction": lambda: compiled("induction", 64), "planted": lambda: planted(64, n_layers=3, n_heads=3)}
+QUICK = ("exact", "eap-ig")
 
 
 @cache
@@ -82,34 +83,13 @@ def test_why_not():
     assert "nothing is there to recover" in claim(truth.model, shuffled_answers(truth.task), "exact", 5).why
 
 
-def test_a_model_that_does_not_do_the_task_has_no_circuit_for_it():
-    """Its clean and corrupted prompts differ as much as before, but it is right about neither."""
+def test_a_model_that_is_always_wrong_has_no_circuit_for_the_task():
+    """The same difference and the same circuit, but every answer is the other one."""
     truth = made("induction")
-    unembed = truth.model.network.lm_head.weight
-    kept = unembed.detach().clone()
-    try:
-        found = claim(_biased(truth.model), truth.task, "exact", len(truth.edges()))
-    finally:
-        assert torch.equal(unembed, kept)
-    assert not found and "rightly, as coins could" in found.why
-
-
-def _biased(model):
-    """A model that reads a tenth of the difference and answers by the words' numbers: right on half of the prompts."""
-    import copy
-
-    from interp.models.load import describe
-
-    network = copy.deepcopy(model.network)
-
-    class Biased(torch.nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + 100 * torch.arange(self.out_features)
-
-    head = network.lm_head
-    network.lm_head = Biased(head.in_features, head.out_features, bias=False).requires_grad_(False)
-    network.lm_head.weight = head.weight
-    return describe(network.eval(), model.tokenizer, "biased")
+    pairs = [replace(pair, answer=pair.wrong_answer, wrong_answer=pair.answer) for pair in truth.task.pairs]
+    found = claim(truth.model, Task("exchanged", tuple(pairs), "", None), "exact", len(truth.edges()))
+    assert not found and found.why.startswith("the model answers 0 of 64 prompts rightly")
+    assert float(found.evaluation.data["faithfulness"][0]) == pytest.approx(1, abs=0.2)
 
 
 def test_refusals():
