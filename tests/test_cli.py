@@ -73,3 +73,85 @@ def test_mistakes_are_told_without_a_traceback(command, message: str) -> None:
     assert found.exit_code == 2
     assert message in found.output
     assert "Traceback" not in found.output
+
+
+@pytest.fixture
+def truth(monkeypatch, tmp_path):
+    """A small model of a known circuit in place of the embedded one, and its pairs in a file."""
+    import interp
+    from interp.tasks import induction_by_hand
+
+    known = induction_by_hand(24)
+    monkeypatch.setattr(interp, "load", lambda name: known.model)
+    known.task.to_csv(tmp_path / "pairs.csv")
+    return known
+
+
+CIRCUIT = ["circuit", "--edges", "7", "--random", "3", "--steps", "2"]
+
+
+def test_a_circuit_of_a_users_own_prompts(truth, tmp_path) -> None:
+    from interp.circuits import Circuit, Evaluation, read_mib
+
+    files = {name: tmp_path / f"c.{name}" for name in ("html", "png", "nc", "json")}
+    options = ["--task", str(tmp_path / "pairs.csv"), "--curve", "--mib", str(files["json"]), "--out", str(files["nc"])]
+    options += ["--html", str(files["html"]), "--png", str(files["png"]), "--evaluation", str(tmp_path / "e.nc")]
+    found = CliRunner().invoke(app, [*CIRCUIT, *options])
+    assert found.exit_code == 0, found.output
+    circuit, evaluation = Circuit.load(files["nc"]), Evaluation.load(tmp_path / "e.nc")
+    assert circuit.edges.sum() == 7 and circuit.provenance["steps"] == 2
+    assert circuit.names == read_mib(files["json"], truth.model).names
+    # What it was found on and what it was evaluated on are the file's pairs, parted.
+    clean = [set(result.provenance["clean"]) for result in (circuit, evaluation)]
+    assert not clean[0] & clean[1] and clean[0] | clean[1] == {pair.clean for pair in truth.task.pairs}
+    assert evaluation.provenance["n_scored"] == 8 and "cpr" in evaluation.data
+    assert evaluation.data.sizes["draw"] == 3
+    page = files["html"].read_text()
+    assert "<html" in page[:200] and "a1.h0 \\u2192 logits" in page and "<td>a1.h0</td><td>logits</td>" in page
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    words = " ".join(found.output.split())
+    assert "Circuit of 7 of" in words and "Evaluation: Faithfulness" in words and "CPR" in words and "wrote" in words
+
+
+def test_a_circuit_as_json(truth, tmp_path) -> None:
+    options = ["--task", str(tmp_path / "pairs.csv"), "--json", "--no-held-out", "--no-grow", "--method", "eap"]
+    found = CliRunner().invoke(app, ["circuit", "--edges", "7", "--random", "3", *options])
+    assert found.exit_code == 0, found.output
+    parts = json.loads(found.stdout)
+    assert set(parts) == {"circuit", "evaluation"}
+    clean = [part["provenance"]["clean"] for part in parts.values()]
+    assert clean[0] == clean[1] == [pair.clean for pair in truth.task.pairs]
+    assert parts["circuit"]["provenance"]["selection"] == "the 7 highest |score|"
+    assert parts["evaluation"]["provenance"]["method"] == "EAP"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "nope"], "There is no task"),
+        (["--task", "nope.csv"], "There is no file"),
+        (["--task", "few.csv"], "too few to hold some out"),
+        (["--task", "bad.csv"], "lacks"),
+        (["--task", "pairs.csv", "--method", "eap-gi"], "Did you mean 'eap-ig'"),
+        (["--task", "pairs.csv", "--method", "eap", "--steps", "3"], "eap integrates nothing"),
+        (["--task", "pairs.csv", "--edges", "100000"], "A circuit of 100000 edges"),
+        (["--task", "pairs.csv", "--edges", "7", "--metric", "accuracy"], "no metric 'accuracy' with a gradient"),
+        (["--task", "ioi", "--n", "2", "--edges", "7"], "is no word of this model"),
+    ],
+)
+def test_mistakes_about_circuits(truth, tmp_path, monkeypatch, options, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    truth.task[:2].to_csv("few.csv")
+    (tmp_path / "bad.csv").write_text("clean,answer\na, b\n")
+    found = CliRunner().invoke(app, ["circuit", *options])
+    assert found.exit_code == 2, found.output
+    assert message in " ".join(found.output.split())
+    assert "Traceback" not in found.output
+
+
+def test_every_task_has_a_name_here_and_a_split() -> None:
+    from interp.cli import TASKS, _task
+
+    for name in TASKS:
+        train, held_out = (_task(name, 3, 0, split) for split in ("train", "held out"))
+        assert len(train) == len(held_out) == 3 and train.pairs != held_out.pairs
