@@ -284,8 +284,6 @@ def evaluate(
     drawn = np.full((len(chosen), max(n_random, trials.n_random if trials else 0), len(clean)), np.nan)
     for i, one in enumerate(progress(chosen, "circuits")):
         values[i] = cut.kept(one.edges)
-        for j in range(n_random):
-            drawn[i, j] = values[i] if _whole(one) else cut.kept(random_like(one, generator))
     examined, number = None, None
     if trials is not None:
         f = (values.mean(-1) - empty.mean()) / (clean.mean() - empty.mean())
@@ -293,9 +291,11 @@ def evaluate(
         number = int(faithful[0]) if len(faithful) else len(chosen) - 1
         number = number if at is None else int(np.argmin(np.abs(np.array(shares) - at)))
         examined = examine(cut, chosen[number], trials, generator, progress)
-        if examined.like[0]:
-            drawn[number] = np.nan
-            drawn[number, : trials.n_random] = examined.random
+        drawn[number, : trials.n_random] = examined.random
+    others = [i for i in range(len(chosen)) if examined is None or i != number or not examined.like[0]]
+    for i in progress(others, "random circuits of other sizes") if n_random else ():
+        for j in range(n_random):
+            drawn[i, j] = values[i] if _whole(chosen[i]) else cut.kept(random_like(chosen[i], generator))
     found = _curve(problem, shares, chosen, (clean, empty), values, drawn, seed)
     variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
     record = problem.record(
