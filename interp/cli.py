@@ -236,15 +236,16 @@ def circuit(
     with _told():
         found_on, evaluated_on = _halves(task, n, seed, held_out)
         options = _options(method, seed=seed, steps=steps, progress=silent if as_json else bar)
+        trials = circuits.Trials(n_random=random)
         loaded = interp.load(model)
         check_size(circuits.Graph.of(loaded), edges)  # before the work
         about = {"metric": metric, "only_right": only_right}
         scores = circuits.score(loaded, found_on, method, **about, **options)
         found = (circuits.greedy if grow else circuits.top_n)(scores, edges)
-        about |= {"n_random": random, "seed": seed, "progress": options.get("progress", silent)}
-        judged = [circuits.evaluate(loaded, evaluated_on, found, **about)]
+        about |= {"seed": seed, "progress": options.get("progress", silent)}
+        judged = [circuits.evaluate(loaded, evaluated_on, found, trials=trials, **about)]
         if curve:
-            judged.append(circuits.evaluate(loaded, evaluated_on, scores, grow=grow, **about))
+            judged.append(circuits.evaluate(loaded, evaluated_on, scores, grow=grow, trials=None, **about))
         _deliver_circuit(found, scores, judged, html, as_json, png)
         written = {out: found.save, evaluation: judged[-1].save, mib: lambda path: circuits.write_mib(found, path)}
         for path, write in written.items():
@@ -290,12 +291,12 @@ def _deliver_circuit(
         parts = [f'"circuit": {found.to_json()}', f'"evaluation": {judged[-1].to_json()}']
         sys.stdout.write("{" + ", ".join(parts) + "}\n")
     else:
-        for result in (found, *judged):
+        for result in (judged[0].circuit(), *judged):
             console.print(result.summary(), markup=False, highlight=False)
     graph = found.plot()
     if html is not None:
         sections = [
-            (found.title, [found.summary(), judged[0].summary()], graph),
+            (found.title, [judged[0].circuit().summary(), judged[0].summary()], graph),
             *((result.title, [result.summary()], result.plot()) for result in judged[1:]),
             ("Where the scores are", [scores.summary()], scores.plot()),
             ("The edges", [], found.table()),
