@@ -89,7 +89,7 @@ def acdc(
         raise InterpError(f"A threshold of {threshold} keeps edges without any effect; take one greater than 0.")
     problem = Problem.of(model, task, metric, only_right)
     current, graph = _Current(problem), problem.graph
-    scores, errors = np.zeros((2, *graph.edges.shape))
+    scores, errors = np.zeros(graph.edges.shape), np.zeros(graph.edges.shape)
     trials, untried, vain, size = 0, 0, 0, 8
     for receiver in progress(list(reversed(range(len(graph.receivers)))), "receivers"):
         waiting = np.flatnonzero(graph.edges[:, receiver])[::-1]
