@@ -131,6 +131,7 @@ def test_of_a_model_whose_heads_write_nothing_nothing_is_claimed():
         layer.self_attn.o_proj.weight[:] = 0
     found = head_gating(describe(network, None, "silent"), PAIRS, n_seeds=2, steps=30, batch=3)
     assert float(found.data["irrelevant"].min()) > 0.9
+    assert "NOT converged" not in repr(found)
     assert "facilitating: 0.0 of 12 heads per seed; 0 in all 2 seeds, 0 in any" in repr(found)
 
 
