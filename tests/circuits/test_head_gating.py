@@ -156,6 +156,8 @@ def test_some_layers_results_and_files(speaking, tmp_path):
     found.save(tmp_path / "gates.nc")
     again = HeadGates.load(tmp_path / "gates.nc")
     np.testing.assert_array_equal(again.data["free"].values, found.data["free"].values)
+    worse = HeadGates(again.data.assign(plain=again.data["plain"] + 9), again.provenance)
+    assert "NOT converged: free, opened, closed gates do worse" in repr(worse)
     toggled = toggle_heads(speaking, task, again, counts=[0, 1])
     assert isinstance(toggled, HeadToggles) and "irrelevant heads toggled: 0:" in repr(toggled)
     assert toggled.plot().layout.title.text
