@@ -140,7 +140,8 @@ def test_heads_of_a_known_circuit():
     found = head_gating(truth.model, truth.task, n_seeds=2, steps=40, batch=8)
     true = {edge.split("->")[0] for edge in truth.edges("zero") if edge[0] == "a"}
     n = truth.model.n_heads
-    scores = found.data["facilitating"].mean("seed").values
+    # A seed may get stuck with one of the two heads (and says so); heads that are not in the circuit are never claimed.
+    scores = found.data["facilitating"].max("seed").values
     assert {f"a{i}.h{j}" for i in range(len(scores)) for j in range(n) if scores[i, j] >= 0.5} == true
 
 
