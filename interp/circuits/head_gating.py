@@ -84,6 +84,10 @@ class HeadGates(Result):
             f"  {what}: whole model {float(self.data['plain'].mean()):+.3f}; at the end of training "
             + ", ".join(f"{stage} {value:+.3f}" for stage, value in self._reached().items()) + " nats",
         ]  # fmt: skip
+        plain = float(self.data["plain"].mean())
+        short = [stage for stage, value in self._reached().items() if value < plain - 0.5]
+        if short:
+            lines.append(f"  NOT converged: {', '.join(short)} gates do worse than none; take more steps or prompts")
         n = int(np.isfinite(self.data["free"].values[0]).sum())
         for kind in KINDS:
             above = self.data[kind].values >= 0.5

@@ -42,14 +42,21 @@ def expected(family: str, metric: str, threshold: float, absolute: bool = False)
     return by_hand(Problem.of(exact(family), PAIRS, metric), threshold, absolute)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("family", "metric", "threshold"),
     [
-        ("gpt2", "negative_kl", 0.03), ("gpt_neox", "negative_kl", 0.03), ("opt", "negative_kl", 0.03),
-        ("llama", "logit_difference", 0.1), ("gemma2", "logit_difference", 0.1), ("gemma3", "logit_difference", 0.1),
-        ("qwen3", "logit_difference", 0.1),
+        ("gpt2", "negative_kl", 0.03),
+        ("gemma2", "logit_difference", 0.1),
+        pytest.param("gpt_neox", "negative_kl", 0.03, marks=SLOW),
+        pytest.param("opt", "negative_kl", 0.03, marks=SLOW),
+        pytest.param("llama", "logit_difference", 0.1, marks=SLOW),
+        pytest.param("gemma3", "logit_difference", 0.1, marks=SLOW),
+        pytest.param("qwen3", "logit_difference", 0.1, marks=SLOW),
     ],
-)  # fmt: skip
+)
 def test_the_same_decisions_as_one_run_per_edge(family, metric, threshold):
     edges, losses = expected(family, metric, threshold)
     found = acdc(exact(family), PAIRS, threshold, metric=metric)
@@ -70,6 +77,7 @@ def test_neither_the_batch_nor_the_memory_changes_a_decision():
     np.testing.assert_allclose(whole.scores[whole.graph.edges], alone.scores[whole.graph.edges], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_gains_count_when_asked():
     edges, _ = expected("gpt2", "logit_difference", 0.1, True)
     found = acdc(exact("gpt2"), PAIRS, 0.1, metric="logit_difference", absolute=True)

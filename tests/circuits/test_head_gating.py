@@ -131,6 +131,7 @@ def test_of_a_model_whose_heads_write_nothing_nothing_is_claimed():
         layer.self_attn.o_proj.weight[:] = 0
     found = head_gating(describe(network, None, "silent"), PAIRS, n_seeds=2, steps=30, batch=3)
     assert float(found.data["irrelevant"].min()) > 0.9
+    assert "NOT converged" not in repr(found)
     assert "facilitating: 0.0 of 12 heads per seed; 0 in all 2 seeds, 0 in any" in repr(found)
 
 
@@ -139,7 +140,8 @@ def test_heads_of_a_known_circuit():
     found = head_gating(truth.model, truth.task, n_seeds=2, steps=40, batch=8)
     true = {edge.split("->")[0] for edge in truth.edges("zero") if edge[0] == "a"}
     n = truth.model.n_heads
-    scores = found.data["facilitating"].mean("seed").values
+    # A seed may get stuck with one of the two heads (and says so); heads that are not in the circuit are never claimed.
+    scores = found.data["facilitating"].max("seed").values
     assert {f"a{i}.h{j}" for i in range(len(scores)) for j in range(n) if scores[i, j] >= 0.5} == true
 
 
@@ -155,6 +157,8 @@ def test_some_layers_results_and_files(speaking, tmp_path):
     found.save(tmp_path / "gates.nc")
     again = HeadGates.load(tmp_path / "gates.nc")
     np.testing.assert_array_equal(again.data["free"].values, found.data["free"].values)
+    worse = HeadGates(again.data.assign(plain=again.data["plain"] + 9), again.provenance)
+    assert "NOT converged: free, opened, closed gates do worse" in repr(worse)
     toggled = toggle_heads(speaking, task, again, counts=[0, 1])
     assert isinstance(toggled, HeadToggles) and "irrelevant heads toggled: 0:" in repr(toggled)
     assert toggled.plot().layout.title.text
