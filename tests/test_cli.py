@@ -87,7 +87,7 @@ def truth(monkeypatch, tmp_path):
     return known
 
 
-CIRCUIT = ["circuit", "--edges", "7", "--random", "3", "--steps", "2"]
+CIRCUIT = ["circuit", "--edges", "7", "--steps", "2"]
 
 
 def test_a_circuit_of_a_users_own_prompts(truth, tmp_path) -> None:
@@ -106,6 +106,7 @@ def test_a_circuit_of_a_users_own_prompts(truth, tmp_path) -> None:
     assert not clean[0] & clean[1] and clean[0] | clean[1] == {pair.clean for pair in truth.task.pairs}
     assert evaluation.provenance["n_scored"] == 8 and "cpr" in evaluation.data
     assert evaluation.data.sizes["draw"] == 3
+    assert circuit.provenance["verdict"]["notes"][0].startswith("faithfulness") and "tested" in repr(circuit)
     page = files["html"].read_text()
     assert "<html" in page[:200] and "a1.h0 \\u2192 logits" in page and "<td>a1.h0</td><td>logits</td>" in page
     assert files["png"].read_bytes().startswith(b"\x89PNG")
@@ -115,7 +116,7 @@ def test_a_circuit_of_a_users_own_prompts(truth, tmp_path) -> None:
 
 def test_a_circuit_as_json(truth, tmp_path) -> None:
     options = ["--task", str(tmp_path / "pairs.csv"), "--json", "--no-held-out", "--no-grow", "--method", "eap"]
-    found = CliRunner().invoke(app, ["circuit", "--edges", "7", "--random", "3", *options])
+    found = CliRunner().invoke(app, ["circuit", "--edges", "7", "--no-tests", *options])
     assert found.exit_code == 0, found.output
     parts = json.loads(found.stdout)
     assert set(parts) == {"circuit", "evaluation"}
