@@ -228,7 +228,8 @@ class Evaluation(Result):
             text=note, x=0, y=0, xref="paper", yref="paper", xshift=-60, yshift=-58, showarrow=False, align="left",
             xanchor="left", yanchor="top", font={"size": 11, "color": "#666666"},
         )  # fmt: skip
-        figure.update_layout(height=figure.layout.height + 46, margin_b=figure.layout.margin.b + 46)
+        layout = figure.to_dict()["layout"]
+        figure.update_layout(height=layout["height"] + 46, margin_b=layout["margin"]["b"] + 46)  # room for the note
         return figure
 
 
