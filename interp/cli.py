@@ -214,7 +214,9 @@ def circuit(
     steps: Annotated[int | None, typer.Option(help="Of integrated gradients: 5 if not given.")] = None,
     n: Annotated[int, typer.Option(help="Pairs that it is found on, and as many to evaluate; of a file, all.")] = 16,
     held_out: Annotated[bool, typer.Option(help="Evaluate on templates and names that it was not found on.")] = True,
-    random: Annotated[int, typer.Option(help="Random circuits to compare with; 19 allow p = 0.05.")] = 19,
+    tests: Annotated[
+        bool, typer.Option(help="Test it: sufficiency, necessity, minimality, completeness (about 120 passes).")
+    ] = True,
     curve: Annotated[bool, typer.Option(help="Evaluate circuits of all sizes, too: CPR and CMD.")] = False,
     metric: Annotated[str, typer.Option(help="logit_difference, probability, …")] = "logit_difference",
     only_right: Annotated[bool, typer.Option(help="Leave out pairs that the model gets wrong.")] = False,
@@ -236,16 +238,17 @@ def circuit(
     with _told():
         found_on, evaluated_on = _halves(task, n, seed, held_out)
         options = _options(method, seed=seed, steps=steps, progress=silent if as_json else bar)
-        trials = circuits.Trials(n_random=random)
         loaded = interp.load(model)
         check_size(circuits.Graph.of(loaded), edges)  # before the work
         about = {"metric": metric, "only_right": only_right}
         scores = circuits.score(loaded, found_on, method, **about, **options)
         found = (circuits.greedy if grow else circuits.top_n)(scores, edges)
-        about |= {"seed": seed, "progress": options.get("progress", silent)}
+        about |= {"seed": seed, "progress": silent if as_json else bar}
+        trials = circuits.Trials() if tests else None
         judged = [circuits.evaluate(loaded, evaluated_on, found, trials=trials, **about)]
         if curve:
             judged.append(circuits.evaluate(loaded, evaluated_on, scores, grow=grow, trials=None, **about))
+        found = circuits.Circuit(found.data, {**found.provenance, "verdict": judged[0].verdict})
         _deliver_circuit(found, scores, judged, html, as_json, png)
         written = {out: found.save, evaluation: judged[-1].save, mib: lambda path: circuits.write_mib(found, path)}
         for path, write in written.items():
@@ -291,12 +294,12 @@ def _deliver_circuit(
         parts = [f'"circuit": {found.to_json()}', f'"evaluation": {judged[-1].to_json()}']
         sys.stdout.write("{" + ", ".join(parts) + "}\n")
     else:
-        for result in (judged[0].circuit(), *judged):
+        for result in (found, *judged):
             console.print(result.summary(), markup=False, highlight=False)
     graph = found.plot()
     if html is not None:
         sections = [
-            (found.title, [judged[0].circuit().summary(), judged[0].summary()], graph),
+            (found.title, [found.summary(), judged[0].summary()], graph),
             *((result.title, [result.summary()], result.plot()) for result in judged[1:]),
             ("Where the scores are", [scores.summary()], scores.plot()),
             ("The edges", [], found.table()),

@@ -106,22 +106,17 @@ def test_a_circuit_of_a_users_own_prompts(truth, tmp_path) -> None:
     assert not clean[0] & clean[1] and clean[0] | clean[1] == {pair.clean for pair in truth.task.pairs}
     assert evaluation.provenance["n_scored"] == 8 and "cpr" in evaluation.data
     assert evaluation.data.sizes["draw"] == 3
+    assert circuit.provenance["verdict"]["notes"][0].startswith("faithfulness") and "tested" in repr(circuit)
     page = files["html"].read_text()
     assert "<html" in page[:200] and "a1.h0 \\u2192 logits" in page and "<td>a1.h0</td><td>logits</td>" in page
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     words = " ".join(found.output.split())
-    assert (
-        "Circuit of 7 of" in words
-        and ("PASS" in words or "NOT SETTLED" in words)
-        and "Evaluation: Faithfulness" in words
-        and "CPR" in words
-        and "wrote" in words
-    )
+    assert "Circuit of 7 of" in words and "Evaluation: Faithfulness" in words and "CPR" in words and "wrote" in words
 
 
 def test_a_circuit_as_json(truth, tmp_path) -> None:
     options = ["--task", str(tmp_path / "pairs.csv"), "--json", "--no-held-out", "--no-grow", "--method", "eap"]
-    found = CliRunner().invoke(app, ["circuit", "--edges", "7", *options])
+    found = CliRunner().invoke(app, ["circuit", "--edges", "7", "--no-tests", *options])
     assert found.exit_code == 0, found.output
     parts = json.loads(found.stdout)
     assert set(parts) == {"circuit", "evaluation"}
@@ -141,7 +136,6 @@ def test_a_circuit_as_json(truth, tmp_path) -> None:
         (["--task", "pairs.csv", "--method", "eap-gi"], "Did you mean 'eap-ig'"),
         (["--task", "pairs.csv", "--method", "eap", "--steps", "3"], "eap integrates nothing"),
         (["--task", "pairs.csv", "--edges", "100000"], "A circuit of 100000 edges"),
-        (["--task", "pairs.csv", "--edges", "7", "--random", "3"], "3 random circuits cannot give p"),
         (["--task", "pairs.csv", "--edges", "7", "--metric", "accuracy"], "no metric 'accuracy' with a gradient"),
         (["--task", "ioi", "--n", "2", "--edges", "7"], "is no word of this model"),
     ],

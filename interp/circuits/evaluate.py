@@ -199,7 +199,7 @@ class Evaluation(Result):
         """Faithfulness over size, with its interval; random circuits with the range of those drawn."""
         import xarray as xr
 
-        from interp.plots import curves
+        from interp.plots import curves, plain
 
         data = self.data
         rows = [[data[name].values for name in ("faithfulness", "low", "high")]]
@@ -215,9 +215,21 @@ class Evaluation(Result):
         )
         figure = curves(
             y, x="size", line="circuits", low=low, high=high, title=self.title, unit="share of the gap",
-            quantity="faithfulness", x_title="edges in the circuit (share)", baseline=1.0, bars=False,
+            quantity="faithfulness", x_title="edges in the circuit", baseline=1.0, bars=False,
         )  # fmt: skip
-        figure.update_xaxes(type="log")
+        sizes = data["size"].values
+        figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:.3g} %" for size in 100 * sizes])
+        outside = "the corrupted run" if self.provenance["ablation"] == "resample" else self.provenance["ablation"]
+        note = f"f = (m(circuit) − m(no edges)) / (m(clean) − m(no edges)); the other edges: {plain(outside)}"
+        if "cpr" in data:
+            note += f"<br>as MIB defines them: CPR = ∫ f dk = {float(data['cpr']):.3f}, "
+            note += f"CMD = ∫ |1 − f| dk = {float(data['cmd']):.3f}, over shares k of the edges"
+        figure.add_annotation(
+            text=note, x=0, y=0, xref="paper", yref="paper", xshift=-60, yshift=-58, showarrow=False, align="left",
+            xanchor="left", yanchor="top", font={"size": 11, "color": "#666666"},
+        )  # fmt: skip
+        layout = figure.to_dict()["layout"]
+        figure.update_layout(height=layout["height"] + 46, margin_b=layout["margin"]["b"] + 46)  # room for the note
         return figure
 
 

@@ -37,6 +37,9 @@ def docstring(n: int, seed: int = 0, split: str = "all") -> Task:
     Raises:
         PairError: an unknown `split`, or `n` below 1.
 
+    Measured: SmolLM2-135M prefers the answer in 94 and 98 of 100 pairs (`"train"` and `"held out"`, seed 0), and the
+    wrong answer after 98 and 96 of the corrupted prompts.
+
     Source: Heimersheim & Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer". Our
         first template is of their form; they corrupt by other names, in the signature or in the docstring.
     """
