@@ -243,7 +243,7 @@ def evaluate(
 
     Scores that were found on the same pairs have been fitted to them: evaluate on others. A circuit passes if it is
     faithful, sufficient, partially necessary, and the model does the task at all; how many of its edges are needed,
-    and how complete it is, is said beside that. By default this takes about 120 passes over all pairs.
+    and how complete it is, is said beside that. By default this takes about 135 passes over all pairs.
 
     Args:
         circuits: scores, from which circuits of `sizes` are taken (`nested`); or a circuit, or some of growing size.
