@@ -109,7 +109,8 @@ class Evaluation(Result):
         data, p = self.data, self.provenance
         facts = {"faithfulness": float(data["faithfulness"][number]), "task": float(data["p_task"])}
         here = number == self._examined
-        facts["sufficiency"] = float(data["p"][number]) if here else nan
+        # A few circuits drawn for the curve alone are no test.
+        facts["sufficiency"] = float(data["p"][number]) if here and p["like"][0] else nan
         facts["necessity"] = float(data["p_necessity"]) if here else nan
         found = judged(facts, Trials(**p["trials"]))
         where = f"{p['task']} ({p['n_scored']} pairs), {p['ablation']} ablation"
@@ -169,7 +170,8 @@ class Evaluation(Result):
         lines = [f"  examined, {float(data['size'][number]):.2%}: {said}"]
         for test, like in zip(("sufficiency", "partial necessity"), p["like"], strict=True):
             if not like:
-                lines.append(f"    {test}: not tested, there are too few other circuits of this size")
+                why = "there are too few other circuits of this size" if p["trials"]["n_random"] else "n_random is 0"
+                lines.append(f"    {test}: not tested, {why}")
         if p["like"][0]:
             lines.append(
                 f"    sufficiency: {float(data['faithfulness'][number]):.3f} against "
@@ -255,7 +257,7 @@ def evaluate(
 
     Scores that were found on the same pairs have been fitted to them: evaluate on others. A circuit passes if it is
     faithful, sufficient, partially necessary, and the model does the task at all; how many of its edges are needed,
-    and how complete it is, is said beside that. By default this takes about 120 passes over all pairs.
+    and how complete it is, is said beside that. By default this takes about 135 passes over all pairs.
 
     Args:
         circuits: scores, from which circuits of `sizes` are taken (`nested`); or a circuit, or some of growing size.

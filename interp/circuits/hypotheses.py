@@ -12,8 +12,9 @@ m(M) − m(∅):
 
 p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
 hypothesis that C is as any of them. An edge's p is binomial: its change against the change of each of n random edges,
-under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges examined. So 10
-random edges allow p = 0.001, and all edges share them. Pairs are taken as they are: p says nothing about other prompts
+under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges tested; all edges
+share the random ones. Of 20 random edges the first of 10 tested ones must exceed 17; of 10 all 10, so that a single
+random edge that happens to matter would decide. Pairs are taken as they are: p says nothing about other prompts
 (intervals of faithfulness do).
 
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (arXiv:2410.13032): sufficiency, partial
@@ -48,9 +49,9 @@ class Trials:
     Attributes:
         n_random: random circuits for sufficiency, and again for partial necessity. 19 allow p = 0.05.
         n_edges: edges tested for minimality, drawn at random; `None`: all.
-        n_inflated: random edges that each of them is compared with (two passes each).
+        n_inflated: random edges that each of them is compared with (two passes each). Few give a test of little power.
         n_subsets: random sets of nodes for completeness (two passes each).
-        level: of the trials.
+        level: of the tests.
         least: the faithfulness that a circuit must reach to pass.
 
     Raises:
@@ -59,7 +60,7 @@ class Trials:
 
     n_random: int = 19
     n_edges: int | None = 10
-    n_inflated: int = 10
+    n_inflated: int = 20
     n_subsets: int = 5
     level: float = 0.05
     least: float = 0.8

@@ -169,6 +169,8 @@ def test_edges_too_many_are_not_shown_to_be_needed_and_one_too_few_fails():
     less = found.edges.copy()
     less[found.graph.index(found.names[-1])] = False
     broken = evaluate(truth.model, truth.task, circuit(found, less, "broken"), trials=FEW)
+    assert result.verdict["passed"] is None and "NOT SETTLED" in repr(result)  # no random circuits were asked for
+    assert "sufficiency: not tested, n_random is 0" in repr(result)
     assert broken.verdict["passed"] is False and "DOES NOT PASS: faithfulness" in repr(broken.circuit())
 
 
