@@ -97,7 +97,10 @@ def claims(truths: dict[str, Any], methods: list[str] | None, seeds: int) -> lis
                     task = shuffled_answers(truth.task, seed) if where == "answers shuffled" else truth.task
                     found = claim(model, task, method, len(truth.edges()), seed=seed, **options)
                     made.append(found.holds)
-                    likely += "as coins could" in found.why
+                    alone = (found.evaluation.verdict["reasons"] if found.evaluation is not None else [""]) or [
+                        found.why
+                    ]
+                    likely += len(alone) == 1 and ("coins" in alone[0] or "than chance" in alone[0])
             row[where] = f"{sum(made)} of {len(made)}"
             if where != "the model itself":
                 row[f"{where}: but for the model's own answers"] = likely

@@ -1,11 +1,12 @@
 """Where nothing is to be found: a network of random weights, and answers that have nothing to do with the prompts.
 
 A method that claims a circuit there would claim one anywhere. `claim` says what claiming means: scores from one half
-of the pairs, a circuit of a stated size, and on the other half all of these:
+of the pairs, a circuit of a stated size, and on the other half
 
 1. clean and corrupted prompts differ in the metric by more than the uncertainty of that difference;
-2. the circuit keeps at least 0.8 of the difference, and at most 1.2;
-3. random circuits of the same types of edges do not do as well (p ≤ 0.05, from at least 19 of them);
+2. the circuit passes `evaluate`: faithful, sufficient, partially necessary (where there are too few random circuits to
+   compare with, it does not);
+3. it keeps at most 1.2 of the difference;
 4. the model does the task: of all prompts, clean and corrupted, it answers more rightly than coins would (p ≤ 0.01).
 """
 
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 from interp.circuits.evaluate import Evaluation, evaluate
+from interp.circuits.hypotheses import Trials
+from interp.circuits.results import said_verdict
 from interp.circuits.score import score
 from interp.circuits.select import top_n
 from interp.errors import InterpError, PairError
@@ -105,16 +108,18 @@ def claim(
     chosen_on, tried_on = task.select(list(range(half))), task.select(list(range(half, len(task))))
     try:
         found = top_n(score(model, chosen_on, method, **options), n_edges)
-        result = evaluate(model, tried_on, found, n_random=n_random, seed=seed)
+        trials = Trials(n_random=n_random, n_edges=0, n_inflated=0, n_subsets=0)
+        result = evaluate(model, tried_on, found, trials=trials, seed=seed)
     except PairError as error:
         return Claim(False, str(error))
-    kept, p = float(result.data["faithfulness"][0]), float(result.data["p"][0])
-    if not 0.8 <= kept <= 1.2:
-        return Claim(False, f"the circuit keeps {kept:.2f} of the difference, not 0.8 to 1.2", result)
-    if not p <= 0.05:  # NaN where the circuit is the whole graph
-        return Claim(False, f"random circuits do as well (p {p:.2g})", result)
+    kept, verdict = float(result.data["faithfulness"][0]), result.verdict
+    if not verdict["passed"]:
+        return Claim(False, said_verdict(verdict), result)
+    if kept > 1.2:
+        return Claim(False, f"the circuit keeps {kept:.2f} of the difference, more than 1.2", result)
     right = int((result.data["clean"] > 0).sum() + (result.data["corrupted"] < 0).sum())
     if binomtest(right, 2 * len(tried_on), alternative="greater").pvalue > 0.01:
         why = f"the model answers {right} of {2 * len(tried_on)} prompts rightly, as coins could"
         return Claim(False, why, result)
+    p = float(result.data["p"][0])
     return Claim(True, f"{n_edges} edges keep {kept:.2f} of the difference, p {p:.2g}", result)
