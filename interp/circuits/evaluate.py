@@ -220,18 +220,19 @@ class Evaluation(Result):
             quantity="faithfulness", x_title="edges in the circuit", baseline=1.0, bars=False,
         )  # fmt: skip
         sizes = data["size"].values
-        figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:.3g} %" for size in 100 * sizes])
+        names = [f"{size:.3g} %" for size in 100 * sizes]
+        figure.update_xaxes(type="log", tickvals=sizes, ticktext=names, tickangle=-90 if len(sizes) > 8 else 0)
         outside = "the corrupted run" if self.provenance["ablation"] == "resample" else self.provenance["ablation"]
         note = f"f = (m(circuit) − m(no edges)) / (m(clean) − m(no edges)); the other edges: {plain(outside)}"
         if "cpr" in data:
             note += f"<br>as MIB defines them: CPR = ∫ f dk = {float(data['cpr']):.3f}, "
             note += f"CMD = ∫ |1 − f| dk = {float(data['cmd']):.3f}, over shares k of the edges"
         figure.add_annotation(
-            text=note, x=0, y=0, xref="paper", yref="paper", xshift=-60, yshift=-58, showarrow=False, align="left",
+            text=note, x=0, y=0, xref="paper", yref="paper", xshift=-60, yshift=-80, showarrow=False, align="left",
             xanchor="left", yanchor="top", font={"size": 11, "color": "#666666"},
         )  # fmt: skip
         layout = figure.to_dict()["layout"]
-        figure.update_layout(height=layout["height"] + 46, margin_b=layout["margin"]["b"] + 46)  # room for the note
+        figure.update_layout(height=layout["height"] + 60, margin_b=layout["margin"]["b"] + 60)  # room for the note
         return figure
 
 

@@ -116,8 +116,13 @@ class EdgeScores(_OfGraph):
         head = [f"EdgeScores: {self.title}", f"  {self.graph.n_edges:,} edges;{self._ends()[1:]}"]
         if "missing" in self.provenance:
             steps, missing = self.provenance["steps"], self.provenance["missing"]
-            more = "" if abs(missing) <= 0.1 else ": take more steps, thresholds lie between them"
-            head.append(f"  {steps} steps; the input's edges miss {missing:+.1%} of the difference{more}")
+            more = "" if abs(missing) <= 0.1 else ": take more steps, the metric bends between them"
+            said = (
+                f"fall short of the difference by {missing:.1%}"
+                if missing > 0
+                else f"exceed the difference by {-missing:.1%}"
+            )
+            head.append(f"  {steps} steps; the scores of the input's edges {said}{more}")
         return "\n".join([*head, "  strongest (± standard error):", *lines])
 
     def plot(self) -> Figure:
