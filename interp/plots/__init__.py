@@ -1,8 +1,7 @@
 """Results in, plotly figures, pictures and reports out; models are never touched."""
 
 from interp.plots.bars import bars
-from interp.plots.circuit import circuit_graph
-from interp.plots.circuit_layout import Edge
+from interp.plots.circuit import Edge, circuit_graph
 from interp.plots.curves import curves, panels
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png

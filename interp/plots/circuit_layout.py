@@ -11,28 +11,12 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from interp.errors import ShapeError
-
-
-class Edge(NamedTuple):
-    """One edge of a circuit.
-
-    Attributes:
-        sender: `input`, `a3.h5` or `m3`.
-        receiver: `a3.h5<q>`, `a3.kv1<k>`, `m3` or `logits`.
-        score: in the picture's unit.
-        error: its standard error; NaN where it is not known.
-    """
-
-    sender: str
-    receiver: str
-    score: float
-    error: float = float("nan")
+from interp.plots.circuit import Edge
 
 
 @dataclass

@@ -9,8 +9,9 @@ import pytest
 
 from interp.errors import ShapeError
 from interp.plots import circuit_graph
-from interp.plots.circuit import NEGATIVE, POSITIVE, STEPS
-from interp.plots.circuit_layout import Edge, box_name, lay_out
+from interp.plots.circuit import Edge
+from interp.plots.circuit_drawing import NEGATIVE, POSITIVE, STEPS
+from interp.plots.circuit_layout import box_name, lay_out
 from interp.plots.style import without_controls
 
 SMALL = [
