@@ -24,8 +24,9 @@ model does not know. `toggle_heads` on other prompts tells; so does a run with t
 
 Source: Nam et al. 2025, "Causal Head Gating" (arXiv:2505.13737), Table 1 for the scores (the formula of irrelevance in
 its text has the signs swapped, and the published code names heads with both gates closed irrelevant where they are
-interfering). The mean over heads instead of the sum, the clip and the rates are those of the published code, as are
-gates that begin at U(0, 1). We take fewer steps.
+interfering). The mean over heads instead of the sum and the clip are those of the published code, as are gates that
+begin at U(0, 1). We take fewer steps of fewer prompts, at a rate of 0.3: at theirs, 1, more than twice as many heads of
+SmolLM2 were facilitating after so few, and five times as many interfering (16 IOI prompts, one seed each).
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ def head_gating(
     forget: Task | EncodedTask | None = None,
     penalty: float = 0.1,
     n_seeds: int = 4,
-    steps: int = 100,
-    batch: int = 16,
-    learning_rate: float = 1.0,
+    steps: int = 60,
+    batch: int = 4,
+    learning_rate: float = 0.3,
     layers: Sequence[int] | None = None,
     budget: int = 2 * BUDGET,
     progress: Progress = silent,

@@ -77,7 +77,9 @@ def trained_by_hand(start, sign, steps, penalty=0.1, contrast=False):
 
 @pytest.mark.parametrize("contrast", [False, True])
 def test_masks_in_one_batch_train_as_each_alone(contrast):
-    found = head_gating(exact("gpt2"), PAIRS, forget=OTHER if contrast else None, n_seeds=2, steps=4, batch=3)
+    found = head_gating(
+        exact("gpt2"), PAIRS, forget=OTHER if contrast else None, n_seeds=2, steps=4, batch=3, learning_rate=1.0
+    )
     starts = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).clamp(1e-3, 1 - 1e-3).logit()
     for seed, start in enumerate(starts):
         free = trained_by_hand(start, 0.0, 4, contrast=contrast)
@@ -112,7 +114,7 @@ def test_a_head_that_helps_facilitates_one_that_harms_interferes_and_idle_ones_a
     model = planted()  # a1.h2 alone writes anything
     helped, harmed = helped_and_harmed(model)
     for task, kind in ((helped, "facilitating"), (harmed, "interfering")):
-        found = head_gating(model, task, n_seeds=3, steps=30, batch=3)
+        found = head_gating(model, task, n_seeds=3, steps=30, batch=3, learning_rate=1.0)
         assert found.strongest(kind, 1)[0][:2] == (1, 2) and found.strongest(kind, 1)[0][2] > 0.9
         claimed = (found.data["facilitating"] >= 0.5) | (found.data["interfering"] >= 0.5)
         assert claimed.values.sum() == 3 and claimed.values[:, 1, 2].all()  # this head in each seed, and no other
@@ -129,7 +131,7 @@ def test_of_a_model_whose_heads_write_nothing_nothing_is_claimed():
     network = tiny("llama").requires_grad_(False)
     for layer in network.model.layers:
         layer.self_attn.o_proj.weight[:] = 0
-    found = head_gating(describe(network, None, "silent"), PAIRS, n_seeds=2, steps=30, batch=3)
+    found = head_gating(describe(network, None, "silent"), PAIRS, n_seeds=2, steps=30, batch=3, learning_rate=1.0)
     assert float(found.data["irrelevant"].min()) > 0.9
     assert "NOT converged" not in repr(found)
     assert "facilitating: 0.0 of 12 heads per seed; 0 in all 2 seeds, 0 in any" in repr(found)
@@ -137,7 +139,7 @@ def test_of_a_model_whose_heads_write_nothing_nothing_is_claimed():
 
 def test_heads_of_a_known_circuit():
     truth = interp.tasks.compiled("trigram", n=16)
-    found = head_gating(truth.model, truth.task, n_seeds=2, steps=40, batch=8)
+    found = head_gating(truth.model, truth.task, n_seeds=2, steps=40, batch=8, learning_rate=1.0)
     true = {edge.split("->")[0] for edge in truth.edges("zero") if edge[0] == "a"}
     n = truth.model.n_heads
     # A seed may get stuck with one of the two heads (and says so); heads that are not in the circuit are never claimed.
