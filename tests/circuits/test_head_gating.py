@@ -90,8 +90,9 @@ def test_masks_in_one_batch_train_as_each_alone(contrast):
         for name, expected in scores.items():
             np.testing.assert_allclose(found.data[name].values[seed], expected, rtol=0, atol=1e-4, err_msg=name)
     small = head_gating(
-        exact("gpt2"), PAIRS, forget=OTHER if contrast else None, n_seeds=2, steps=4, batch=3, budget=1
-    )  # one prompt at a time
+        exact("gpt2"), PAIRS, forget=OTHER if contrast else None, n_seeds=2, steps=4, batch=3, learning_rate=1.0,
+        budget=1,  # one prompt at a time
+    )  # fmt: skip
     np.testing.assert_allclose(small.data["opened"].values, found.data["opened"].values, rtol=0, atol=1e-4)
 
 
