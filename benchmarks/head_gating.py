@@ -54,7 +54,7 @@ def plain(model: interp.LanguageModel, encoded, rows: torch.Tensor) -> torch.Ten
     return gates.grad
 
 
-def main(prompts: list[int] = [1, 2, 4, 8], repeats: int = 3, threads: int = 2) -> None:  # noqa: B006
+def main(prompts: list[int] = [1, 2, 4, 8], repeats: int = 3, threads: int = 2) -> None:  # noqa: B006  typer reads it
     set_threads(threads)
     where = machine()
     model = interp.load("smollm2-135m")

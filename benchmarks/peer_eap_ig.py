@@ -33,7 +33,7 @@ def main(pairs: int = 16, steps: int = 5, edges: int = 20, threads: int = 2, sco
 
     import interp
 
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # of the peer's own making; only its table is read
     set_threads(threads)
     model = interp.load("smollm2-135m")
     encoded = interp.tasks.ioi(pairs).encode(model)
