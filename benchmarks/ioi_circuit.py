@@ -53,7 +53,7 @@ def split(n_train: int, n_held: int, corruption: str, seed: int) -> tuple[Any, A
     return tuple(
         Task(f"{whole.name}, {what}", tuple(part), whole.source, seed)
         for what, part in zip(("training", "held out"), parts, strict=True)
-    )  # pyright: ignore[reportReturnType]  numpy scalars
+    )  # pyright: ignore[reportReturnType]  two parts, which zip does not know
 
 
 def main(
