@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
     Attributes:
         heading: plain text.
-        paragraphs: plain text; line breaks are kept.
+        paragraphs: plain text; one of several lines is a result's words, whose columns stay aligned.
         content: a plotly figure (whose own strings must have passed `plain`), a table, or nothing.
         caption: plain text below the content.
     """
@@ -87,13 +87,20 @@ def _section(fields: tuple[Any, ...], number: int) -> str:
     if isinstance(section.paragraphs, str):
         raise InterpError("paragraphs must be a sequence of strings; put the one string into a list.")
     parts = [f"<section>\n<h2>{html.escape(section.heading)}</h2>"]
-    parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    for paragraph in section.paragraphs:
+        tag = "pre" if "\n" in paragraph else "p"
+        parts.append(f"<{tag}>{html.escape(paragraph)}</{tag}>")
     if isinstance(section.content, Figure):
         drawn = section.content.to_html(
             include_plotlyjs=False,
             full_html=False,
             div_id=f"figure-{number}",
-            config={"displaylogo": False, "plotlyServerURL": "", "responsive": False},
+            config={
+                "displaylogo": False,
+                "plotlyServerURL": "",
+                "responsive": False,
+                "modeBarButtonsToRemove": _NEEDLESS,
+            },
         )
         parts.append(f'<div class="figure">{drawn}</div>')
     elif isinstance(section.content, DataFrame):
@@ -123,6 +130,9 @@ def _cell(value: Any) -> str:
     return f'<td class="number">{html.escape(text)}</td>'
 
 
+_NEEDLESS = ["zoomIn2d", "zoomOut2d", "autoScale2d", "select2d", "lasso2d"]
+"""Buttons that would cover a figure's title."""
+
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:; worker-src blob:"
@@ -140,7 +150,9 @@ main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1, h2, table, .caption { font-family: Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1.5rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 0.6rem; padding-top: 0.8rem; border-top: 1px solid var(--line); }
-p { max-width: 44rem; margin: 0.6rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+p { max-width: 44rem; margin: 0.6rem 0; overflow-wrap: anywhere; }
+pre { margin: 0.6rem 0; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 0.8rem/1.45 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
 .caption { font-size: 0.85rem; color: var(--soft); }
 .figure { overflow-x: auto; margin: 1rem 0; }
 .figure > div { width: max-content; background: #fff; border-radius: 4px; }

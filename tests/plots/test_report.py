@@ -93,3 +93,10 @@ def test_writing_is_atomic(tmp_path: Path) -> None:
 def test_one_string_is_not_paragraphs() -> None:
     with pytest.raises(InterpError, match="sequence of strings"):
         report("T", [("A", "text")])
+
+
+def test_words_in_several_lines_keep_their_columns() -> None:
+    page = report("T", [("A", ["one line", f"'The'  1\n{EVIL}  2"])])
+    read = Page(page)
+    assert [tag for tag, _ in read.tags if tag in ("p", "pre")] == ["p", "pre"]
+    assert f"'The'  1\n{EVIL}  2" in read.text
