@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.alignment.continuation import Continuation
@@ -24,10 +24,12 @@ from interp.interventions.packed import needed_sites
 from interp.interventions.plan import compile_variants
 from interp.interventions.run import run
 from interp.interventions.schedule import bytes_per_token
+from interp.interventions.sweep import plan_sweep
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
 from interp.tasks.interchange import EncodedInterchange
+from interp.tasks.metrics import FunctionMetric
 
 MAX_TOKENS = 2048
 """Tokens of one pass; more gain nothing."""
@@ -206,3 +208,20 @@ def _joined(parts: Sequence[BaseStates]) -> BaseStates:
     )
     sites = {site: together([part.sites[site] for part in parts]) for site in parts[0].sites}
     return BaseStates(resid, keys, values, longest.ropes, sites)
+
+
+@torch.no_grad()
+def right(
+    model: LanguageModel, task: EncodedInterchange, among: Int[Tensor, "answer"] | None = None
+) -> Bool[Tensor, "example"]:
+    """Whether the model answers an example's base and all its sources rightly, by the highest logit (of some)."""
+
+    def best(logits: Tensor, example: Tensor) -> Tensor:
+        return (logits.argmax(-1) if among is None else among[logits[:, among].argmax(-1)]).double()
+
+    fine = torch.ones(len(task), dtype=torch.bool, device=model.device)
+    for prompts, answer in zip([task.base, *task.sources], [task.answer, *task.source_answers], strict=True):
+        for rows in torch.arange(len(task)).split(64):
+            plan = plan_sweep(model, prompts.select(rows), [], FunctionMetric(best, "answer", "token"))
+            fine[rows] &= plan.base_values()[0].long() == answer[rows]
+    return fine
