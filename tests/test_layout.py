@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "interp"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 VAGUE = {"utils.py", "util.py", "helpers.py", "base.py", "common.py", "misc.py"}
 HEAVY = {
-    "diffusers", "gguf", "kaleido", "netCDF4", "nnsight", "pandas", "plotly", "safetensors", "scipy", "statsmodels",
-    "transformer_lens", "transformers", "typer", "xarray",
+    "diffusers", "gguf", "kaleido", "netCDF4", "nnsight", "pandas", "plotly", "safetensors", "scipy", "sklearn",
+    "statsmodels", "transformer_lens", "transformers", "typer", "xarray",
 }  # fmt: skip
 
 

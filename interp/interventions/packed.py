@@ -10,7 +10,7 @@ Nothing here is in place, so that the same code serves gradients (`interp.interv
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from interp.interventions.base_states import BaseStates
 from interp.interventions.plan import Index, Ops, Plan
 from interp.interventions.schedule import EMBED, Savings, Schedule, rank_of
 from interp.kernels.segment_attention import Segment, segment_attention
+from interp.kernels.stacked_attention import Stacks, stack_rows, stacked_attention
 from interp.models.block import Blocks
 from interp.models.hooks import attention_options, stopping_at, tapped
 from interp.models.language_model import LanguageModel
@@ -35,6 +36,9 @@ _INSIDE_MODULES = ("q", "k", "v", "mlp_pre", "mlp_act")
 
 FREE_FILLING = 8192
 """Tokens of a segment up to which rows of half the length are filled up; beyond, rows within an eighth."""
+
+FEW_TOKENS, FEW_KEYS = 256, 256
+"""Tokens per segment, on average, and keys of the longest, up to which one product for all segments is quicker."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +67,16 @@ class Tokens:
         return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """How live tokens are laid out for attention."""
+
+    tokens: Tokens
+    position: Tensor
+    segments: Sequence[Segment]
+    stacks: Stacks | None
+
+
 class Chunk:
     """One pass of some rows through the network, from their first departure to the final norm."""
 
@@ -78,6 +92,7 @@ class Chunk:
         self._row_of, self._batch = row_of, batch
         nothing = np.empty(0, dtype=np.int64)
         self.tokens = Tokens(nothing, nothing, 0)
+        self._layout: _Layout | None = None
 
     def final_norm(self) -> tuple[Float[Tensor, "token d_model"], Tokens]:
         """Output of the final norm at every (row, read position) that is live."""
@@ -96,6 +111,8 @@ class Chunk:
     def _enter(self, layer: int, x: Tensor) -> Tensor:
         """The stream at a boundary: rows already under way, completed to all their live tokens, and new ones."""
         previous = self.tokens
+        if 0 < layer < self.model.n_layers and not self._joined(layer):
+            return self._edit(Site("resid_pre", layer), self._edit(Site("resid_post", layer - 1), x))
         self.tokens = self._boundary(layer)
         if layer == 0 and (self.rows.rank == EMBED).any():
             x, previous = self._embedded()
@@ -110,6 +127,10 @@ class Chunk:
         if layer > 0:
             x = self._edit(Site("resid_post", layer - 1), x)
         return self._edit(Site("resid_pre", layer), x) if layer < self.model.n_layers else x
+
+    def _joined(self, layer: int) -> bool:
+        """Whether rows join at this boundary, or have joined inside the layer below it."""
+        return bool(((self.rows.rank > 3 * (layer - 1)) & (self.rows.rank <= 3 * layer)).any())
 
     def _boundary(self, layer: int) -> Tokens:
         """Tokens of every row that has departed by this boundary."""
@@ -213,29 +234,36 @@ class Chunk:
 
     def _attend(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the attention module, and z, for the live tokens."""
-        position = _index(self.tokens.position, x)
-        tables = self.base.ropes[layer]
-        rope = None if tables is None else tuple(table.index_select(0, position) for table in tables)
-        segments = self._segments()
+        layout, tables = self._laid_out(), self.base.ropes[layer]
+        rope = None if tables is None else tuple(table.index_select(0, layout.position) for table in tables)
         attn = self.model.layers[layer].attn
         assert attn is not None
         mixed: list[Tensor] = []
         scores, pattern = Site("attn_scores", layer), Site("attn_pattern", layer)
 
         def core(query: Tensor, key: Tensor, value: Tensor, how: dict[str, Any]) -> Tensor:
-            z = segment_attention(
-                query, key, value, self.base.keys[layer], self.base.values[layer], segments,
-                edit_scores=self._attention_editor(scores),
-                edit_pattern=self._attention_editor(pattern),
-                **attention_options(attn.config, how),
-            )  # fmt: skip
+            states = query, key, value, self.base.keys[layer], self.base.values[layer]
+            options = attention_options(attn.config, how)
+            edited = scores in self.rows.sites or pattern in self.rows.sites
+            if layout.stacks is not None and not edited and options.pop("window", None) is None:
+                z = stacked_attention(*states, layout.stacks, **options)
+            else:
+                z = segment_attention(
+                    *states, layout.segments, edit_scores=self._attention_editor(scores),
+                    edit_pattern=self._attention_editor(pattern), **attention_options(attn.config, how),
+                )  # fmt: skip
             mixed.append(self._edit(Site("z", layer), z, only_live=True))
             return mixed[0]
 
-        return self.blocks.attention(layer, x, rope, position, core), mixed[0]
+        return self.blocks.attention(layer, x, rope, layout.position, core), mixed[0]
 
-    def _segments(self) -> list[Segment]:
-        """Rows of one example with the same start, or with starts so close that filling up is cheap."""
+    def _laid_out(self) -> _Layout:
+        """The live tokens as segments, and, where that pays, as stacks.
+
+        A segment holds rows of one example with the same start, or with starts so close that filling up is cheap.
+        """
+        if self._layout is not None and self._layout.tokens is self.tokens:
+            return self._layout  # most layers have the tokens of the layer below
         rows = self.tokens.row
         begins = np.flatnonzero(np.diff(rows, prepend=-1))
         start = self.tokens.position[begins]
@@ -243,7 +271,7 @@ class Chunk:
         length = np.diff(np.append(begins, len(rows)))
         equal = np.flatnonzero((np.diff(start, prepend=-1) != 0) | (np.diff(example, prepend=-1) != 0))
         bounds = [*equal.tolist(), len(begins)]
-        segments, first = [], 0
+        groups, first = [], 0
         while first < len(bounds) - 1:
             # Rows are sorted by start within an example, so the first one is the longest.
             last = first + 1
@@ -255,9 +283,15 @@ class Chunk:
                 if grid > live * (2.0 if grid <= FREE_FILLING else 1.125):
                     break
                 last += 1
-            segments.append(self._segment(begins, start, length, slice(top, bounds[last]), int(example[top])))
+            groups.append(slice(int(top), int(bounds[last])))
             first = last
-        return segments
+        device, stacks = self.base.resid[-1].device, None
+        position = torch.from_numpy(self.tokens.position).to(device)
+        if len(groups) > 1 and len(rows) <= FEW_TOKENS * len(groups) and int((start + length).max()) <= FEW_KEYS:
+            stacks = stack_rows(begins, start, length, example, groups, device)
+        segments = [self._segment(begins, start, length, group, int(example[group.start])) for group in groups]
+        self._layout = _Layout(self.tokens, position, segments, stacks)
+        return self._layout
 
     def _segment(self, begins: Index, start: Index, length: Index, chosen: slice, example: int) -> Segment:
         start, length, begin = start[chosen], length[chosen], int(begins[chosen.start])

@@ -165,7 +165,7 @@ class Task:
         """
         path = Path(path)
         head, pairs = {"task": path.stem, "source": path.name, "seed": None}, []
-        for number, line in enumerate(_text_of(path).split("\n"), start=1):
+        for number, line in enumerate(text_of(path).split("\n"), start=1):
             where = f"Line {number} of {path}"
             if not line.strip():
                 continue
@@ -207,7 +207,7 @@ class Task:
                 with too few or too many cells; no pairs.
         """
         path = Path(path)
-        reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
         pairs, line = [], 1
         try:
             header = next(reader, [])
@@ -320,8 +320,12 @@ def _space_hint(text: str, length_with_space: int) -> str:
     return f" With a leading space it is one token: write {' ' + text!r}."
 
 
-def _text_of(path: Path) -> str:
-    """The text of a file, line breaks as they are."""
+def text_of(path: Path) -> str:
+    """The text of a file, line breaks as they are.
+
+    Raises:
+        LoadError: no such file, or not UTF-8.
+    """
     if not path.is_file():
         raise LoadError(f"There is no file {path} to read pairs from.")
     raw = path.read_bytes()
@@ -366,8 +370,8 @@ def _answer_ids(where: str, tokenizer: Any, pair: PromptPair) -> tuple[int, int]
     ids = []
     for name in ("answer", "wrong_answer"):
         text = getattr(pair, name)
-        after_clean = _continuation(f"{where}: {name}", tokenizer, pair.clean, text)
-        after_corrupted = _continuation(f"{where}: {name}", tokenizer, pair.corrupted, text)
+        after_clean = continuation(f"{where}: {name}", tokenizer, pair.clean, text)
+        after_corrupted = continuation(f"{where}: {name}", tokenizer, pair.corrupted, text)
         if after_clean != after_corrupted:
             raise PairError(
                 f"{where}: {name} {text!r} is token {after_clean} after the clean prompt but "
@@ -380,8 +384,12 @@ def _answer_ids(where: str, tokenizer: Any, pair: PromptPair) -> tuple[int, int]
     return ids[0], ids[1]
 
 
-def _continuation(what: str, tokenizer: Any, prompt: str, answer: str) -> int:
-    """The one token that `answer` adds to `prompt`, tokenised together as the model would meet them."""
+def continuation(what: str, tokenizer: Any, prompt: str, answer: str) -> int:
+    """The one token that `answer` adds to `prompt`, tokenised together as the model would meet them.
+
+    Raises:
+        PairError: it adds none, or several, or changes the prompt's own tokens; `what` opens the message.
+    """
     before = tokenizer(prompt).input_ids
     after = tokenizer(prompt + answer).input_ids
     if len(after) == len(before) + 1 and after[:-1] == before:
@@ -404,19 +412,19 @@ def _check_lengths(where: str, clean: Sequence[str], corrupted: Sequence[str]) -
     raise PairError(
         f"{where}: clean has {len(clean)} tokens and corrupted has {len(corrupted)}, so that a position does "
         "not mean the same in both. Replace words by words of as many tokens. Side by side (≠ marks a "
-        f"difference):\n{_side_by_side(clean, corrupted)}"
+        f"difference):\n{side_by_side('clean', clean, 'corrupted', corrupted)}"
     )
 
 
-def _side_by_side(clean: Sequence[str], corrupted: Sequence[str]) -> str:
-    """Two token lists in two aligned columns, with a mark where they differ."""
+def side_by_side(left_name: str, left: Sequence[str], right_name: str, right: Sequence[str]) -> str:
+    """Two token lists in two aligned columns under their names, with a mark where they differ."""
     rows = []
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
         mark = "" if kind == "equal" else "≠"
         rows += [
-            ("" if left is None else repr(left), mark, "" if right is None else repr(right))
-            for left, right in zip_longest(clean[i:i_end], corrupted[j:j_end])
+            ("" if one is None else repr(one), mark, "" if other is None else repr(other))
+            for one, other in zip_longest(left[i:i_end], right[j:j_end])
         ]
-    width = max(len("clean"), *(len(left) for left, _, _ in rows))
-    table = [("clean", "", "corrupted"), *rows]
-    return "\n".join(f"  {left:<{width}} {mark or ' '} {right}".rstrip() for left, mark, right in table)
+    width = max(len(left_name), *(len(one) for one, _, _ in rows))
+    table = [(left_name, "", right_name), *rows]
+    return "\n".join(f"  {one:<{width}} {mark or ' '} {other}".rstrip() for one, mark, other in table)

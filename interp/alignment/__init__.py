@@ -1,0 +1,1 @@
+"""Alignment: does a network compute a variable of a causal model, and where?"""
