@@ -22,15 +22,16 @@ class Continuation(ABC):
     """States at some places on some examples, and what the network makes of others put there.
 
     Attributes:
-        base: states of the base run; sources: of the run that each variable's value is taken from.
+        base: states of the base run; sources: of the run that each variable's value is taken from. A place may be
+            several positions, as the cells of a picture: a map exchanges the same part of the state at each.
     """
 
-    base: Float[Tensor, "place example width"]
-    sources: tuple[Float[Tensor, "place example width"], ...]
+    base: Float[Tensor, "place example *pos width"]
+    sources: tuple[Float[Tensor, "place example *pos width"], ...]
 
     @abstractmethod
     def outputs(
-        self, values: Float[Tensor, "row width"], place: Int[Tensor, "row"], example: Int[Tensor, "row"]
+        self, values: Float[Tensor, "row *pos width"], place: Int[Tensor, "row"], example: Int[Tensor, "row"]
     ) -> Float[Tensor, "row ..."]:
         """What comes out (logits, usually) when the state at a row's place on its example is its value."""
 
@@ -48,7 +49,7 @@ class Continuation(ABC):
 
         Elsewhere every map gives the base's state back, and the base run answers for it.
         """
-        return torch.stack([(source != self.base).any(-1) for source in self.sources]).any(0)
+        return torch.stack([(source != self.base).flatten(2).any(-1) for source in self.sources]).any(0)
 
     def check(self, names: list[str]) -> None:
         """Refuse states that are not finite.
@@ -57,7 +58,7 @@ class Continuation(ABC):
             InterpError: a place, by its name, with such a state.
         """
         for side, states in (("base", self.base), *(("source", source) for source in self.sources)):
-            bad = ~torch.isfinite(states).all(-1)
+            bad = ~torch.isfinite(states).flatten(2).all(-1)
             if bad.any():
                 place, example = (int(i) for i in bad.nonzero()[0])
                 raise InterpError(f"The {side} state at {names[place]} of example {example} is not finite.")

@@ -67,7 +67,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.place)
 
-    def swapped(self, continuation: Continuation, example: Int[Tensor, "row"]) -> Float[Tensor, "cell row width"]:
+    def swapped(self, continuation: Continuation, example: Int[Tensor, "row"]) -> Float[Tensor, "cell row *pos width"]:
         """What the maps make of the states of these examples."""
         at = self.place[:, None], example
         return self.map.swap(continuation.base[at], [source[at] for source in continuation.sources])

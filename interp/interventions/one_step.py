@@ -7,8 +7,8 @@ runs only the stages from the edited one on, with gradients to the value put the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class States:
 
 
 def trajectory(model: Denoiser, sampling: Sampling, steps: Sequence[int]) -> States:
-    """The states that a sampling passes through at some steps: all rows of the first, of the second, …
+    """The states that a sampling passes through at some steps: all rows at the first, then at the second.
 
     Raises:
         InterpError: no step, or one that the sampling does not have.
