@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from interp.tasks.causal_model import CausalModel
+from interp.tasks.causal_models.equality import (
+    VECTOR_MODELS,
+    VECTOR_VARIABLES,
+    VectorInterchange,
+    vector_interchange,
+)
 from interp.tasks.causal_models.ioi import ioi_interchange, ioi_model
 from interp.tasks.causal_models.number import number_interchange, number_model
 from interp.tasks.interchange import InterchangeTask
@@ -59,10 +65,14 @@ def interchange(name: str, n: int, seed: int = 0, split: str = "all") -> Interch
 
 __all__ = [
     "INTERCHANGES",
+    "VECTOR_MODELS",
+    "VECTOR_VARIABLES",
     "Family",
+    "VectorInterchange",
     "interchange",
     "ioi_interchange",
     "ioi_model",
     "number_interchange",
     "number_model",
+    "vector_interchange",
 ]
