@@ -1,20 +1,25 @@
-"""Where does a denoiser hold a factor of a scene? Subspaces fitted to one step, judged on whole pictures.
+"""Where does a denoiser hold an attribute of a scene? Subspaces fitted to one step, judged on whole pictures.
 
 A base prompt, a source prompt, and the prompt of the scene that should come out: the base with the source's value of
-one factor. At a state x_t the denoiser v̂ runs under the base prompt, and at a site, in every cell of the picture, the
-part of the activation in a subspace is taken from what the source prompt would have there in the same state. The
-subspace is trained so that one step says what it would say under the counterfactual prompt:
+one attribute (or of several, each from a source of its own). At a state x_t the denoiser v̂ runs under the base prompt,
+and at a site, in every cell of the picture, the part of the activation in a subspace is taken from what the source
+prompt would have there in the same state. The subspace is trained so that one step says what it would say under the
+counterfactual prompt:
 
     ‖ v̂(x_t | base, interchanged) − v̂(x_t | label) ‖²  /  mean ‖ v̂(x_t | base) − v̂(x_t | label) ‖²
 
 over states that the sampling of the label and that of the base pass through. (1 − this) is called `explained`: 0 is
-what the base alone does. No step of the training runs the denoising loop. Whether the subspace *is* the factor is then
-asked of whole pictures: held-out bases are sampled with the interchange in every step, and the judge reads them.
+what the base alone does. No step of the training runs the denoising loop. Whether the subspace *is* the attribute is
+then asked of whole pictures: held-out bases are sampled with the interchange in every step, and the judge reads them.
 
-Beside each site and rank stand, on the same held-out examples: the whole state exchanged, which carries over the factor
-and whatever else the site holds; the map before training, a random subspace of its rank; a map fitted to labels with a
-random value of the factor; and of a denoiser with random weights what can be explained by a map fitted there (its
-pictures show nothing).
+Beside each site and rank stand, on the same held-out examples:
+
+- *full swap*: the whole state exchanged, which carries over the attribute and whatever else the site holds;
+- *before training*: the map as it starts, a random subspace of its rank;
+- *shuffled labels*: a map fitted to labels with a random value of the attribute. That is no zero: with squared errors,
+  half of the source's colour and half of the base's are nearer to a random third than either, so such a map carries
+  over some of it;
+- *random model*: of a denoiser with random weights, what a map fitted there explains (its pictures show nothing).
 
 When it misleads: an interchange may succeed by putting the right colour on a broken shape, so `changed` is reported
 beside `kept`; the judge can be fooled by what it never saw; a site of high accuracy is one of several that suffice.
@@ -53,8 +58,8 @@ from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.shapes.caption import full_caption
 from interp.statistics import bootstrap_interval
-from interp.tasks.image_metrics import as_bytes
-from interp.tasks.picture_interchange import PictureInterchange, Verdict
+from interp.tasks.causal_models.pictures import EXCHANGED, PictureInterchange, attributes_of
+from interp.tasks.image_metrics import Shows, as_bytes
 
 if TYPE_CHECKING:
     import xarray
@@ -68,14 +73,16 @@ class DenoiserContinuation(Continuation):
     """One step of a denoiser at fixed states, as a function of what stands at a site in all its cells.
 
     Args:
-        bases, sources: prompts of every state.
+        bases: prompts of every state; sources: the same, of each variable.
         states: x_t.
     """
 
-    def __init__(self, model: Denoiser, bases: Sampling, sources: Sampling, states: States, site: Site) -> None:
+    def __init__(
+        self, model: Denoiser, bases: Sampling, sources: Sequence[Sampling], states: States, site: Site
+    ) -> None:
         self.step = OneStep(model, bases, states, site)
         self.base = self.step.values[None]
-        self.sources = (OneStep(model, sources, states, site).values[None],)
+        self.sources = tuple(OneStep(model, prompts, states, site).values[None] for prompts in sources)
         self.check([str(site)])
 
     def outputs(self, values: Tensor, place: Tensor, example: Tensor) -> Tensor:
@@ -93,10 +100,10 @@ class DenoiserContinuation(Continuation):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class PictureAlignment(Result):
-    """Accuracy of interchanges on pictures, by site and rank, beside the controls.
+    """Accuracy of interchanges on pictures, by site and rank (per variable), beside the controls.
 
-    `.data` holds over `site` × `rank` × `way` × `example`, by the judge: `changed` (the picture shows the source's
-    value of the factor) and `kept` (all else is the base's), NaN for the random model; their means `iia` and
+    `.data` holds over `site` × `rank` × `way` × `example`, by the judge: `changed` (the picture shows the sources'
+    values of the variables) and `kept` (all else is the base's), NaN for the random model; their means `iia` and
     `kept_mean`, and of the former the 95 % interval `low` to `high`. Over `site` × `rank` × `way`: `explained`, the
     share of the way to the counterfactual's prediction, on held-out states. Over `example`: `base_changed` and
     `base_kept` of the pictures without an interchange, `label_changed` and `label_kept` of the counterfactual prompt's
@@ -109,17 +116,17 @@ class PictureAlignment(Result):
     def title(self) -> str:
         """One line that states what was searched for."""
         p = self.provenance
-        return f"{p['factor']} of {p['task']} in {p['model']}, steps {p['when']}"
+        return f"{' and '.join(p['variables'])} of {p['task']} · {p['model']}, steps {p['when']}"
 
     @property
     def best(self) -> dict[str, Any]:
-        """Site and rank at which most pictures show the factor changed and all else kept."""
+        """Site and rank at which most pictures show the variables changed and all else kept."""
         whole = (self.data["changed"] * self.data["kept"]).mean("example").sel(way="fitted").transpose("rank", "site")
-        rank, site = (int(i) for i in np.unravel_index(int(whole.argmax()), whole.shape))
+        rank, site = (int(i) for i in np.unravel_index(int(whole.values.argmax()), whole.shape))
         return {"site": str(whole["site"].values[site]), "rank": int(whole["rank"].values[rank])}
 
-    def basis(self, site: Site | str, rank: int) -> Float[Tensor, "d_model rank"]:
-        """The columns that were found at a site.
+    def basis(self, site: Site | str, rank: int) -> Float[Tensor, "d_model column"]:
+        """The columns that were found at a site, those of the variables side by side.
 
         Raises:
             InterpError: a site or rank that was not searched.
@@ -128,7 +135,7 @@ class PictureAlignment(Result):
             found = self.data["basis"].sel(site=str(site), rank=rank).values
         except KeyError as error:
             raise InterpError(f"{site} with rank {rank} was not searched.") from error
-        return torch.from_numpy(found[~np.isnan(found[:, 0])][:, :rank].copy())
+        return torch.from_numpy(found[~np.isnan(found[:, 0])][:, : rank * len(self.provenance["variables"])].copy())
 
     def summary(self) -> str:
         """A line per site at its best rank, the controls of the best, and what the model itself can do."""
@@ -136,17 +143,19 @@ class PictureAlignment(Result):
         n = data.sizes["example"]
         lines = [
             f"PictureAlignment: {self.title}",
-            f"  {n} held-out examples, read by the judge: share with the factor changed / with all else kept",
+            f"  {n} held-out examples, read by the judge: share with the variables changed / with all else kept",
             f"  prompt of the counterfactual {float(data['label_changed'].mean()):.3f} / "
             f"{float(data['label_kept'].mean()):.3f}, no interchange {float(data['base_changed'].mean()):.3f} / "
             f"{float(data['base_kept'].mean()):.3f}",
         ]
         for site in map(str, data["site"].values):
             both = (data["changed"] * data["kept"]).mean("example").sel(way="fitted", site=site)
-            rank = int(data["rank"].values[int(both.argmax())])
+            rank = int(data["rank"].values[int(both.values.argmax())])
             lines.append(f"  {site}, rank {rank}: {self._told(site, rank, 'fitted')}")
         lines.append(f"  beside {best['site']}, rank {best['rank']}:")
-        lines += [f"    {way}: {self._told(*best.values(), way)}" for way in map(str, data["way"].values[1:])]
+        lines += [
+            f"    {way}: {self._told(best['site'], best['rank'], way)}" for way in map(str, data["way"].values[1:])
+        ]
         lines += [f"  stopped: {why}" for why in p["stopped"][:4]]
         return "\n".join(lines)
 
@@ -161,11 +170,11 @@ class PictureAlignment(Result):
         )
 
     def plot(self) -> Figure:
-        """Share of pictures with the factor changed, by site and rank, one panel for each way."""
+        """Share of pictures with the variables changed, by site and rank, one panel for each way."""
         from interp.plots import heatmap
 
         data = self.data["iia"].sel(way=[way for way in WAYS if way in self.data["way"].values and way != WAYS[-1]])
-        title = f"Pictures that show the source's {self.provenance['factor']}: {self.title}"
+        title = f"Pictures that show the source's value: {self.title}"
         return heatmap(data, x="rank", y="site", facet="way", title=title, unit="IIA", diverging=False)
 
     def plot_pictures(self) -> Figure:
@@ -217,16 +226,18 @@ def align_pictures(
 
     Raises:
         InterpError: no site or rank; an unknown control; steps that the sampling does not have; tasks of unlike
-            factors, or that share an example.
+            variables, or that share an example.
         SiteError: no such site, or one where nothing can be put.
         ShapeError: a rank above a site's width.
     """
     chosen = list(dict.fromkeys(model.check(site) for site in sites))
     _check(task, held_out, chosen, ranks, controls)
-    whole = model.sampling(task.examples[0].captions[0], guidance=guidance).steps
+    whole = model.sampling(task.examples[0].prompt, guidance=guidance).steps
     acting = tuple(range(whole)) if steps is None else tuple(dict.fromkeys(steps))
     if not acting or not all(0 <= step < whole for step in acting):
         raise InterpError(f"steps={list(acting)}: the sampling has steps 0 to {whole - 1}; name some.")
+    if len(task.variables) > 1:  # from several sources no whole state can be taken
+        controls = [name for name in controls if name != "full swap"]
     folder = None if checkpoint is None else Path(checkpoint)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +247,7 @@ def align_pictures(
     data = search.sampled(chosen, controls, drawn, progress)
     record = provenance(
         experiment="alignment of pictures", model=model.name, weights=model.weights_hash, task=task.name,
-        held_out=held_out.name, factor=task.factor, sites=[str(site) for site in chosen],
+        held_out=held_out.name, variables=task.variables, sites=[str(site) for site in chosen],
         when="all" if steps is None else _span(acting), train_steps=len(search.train_steps), controls=list(controls),
         training={"steps": training.steps, "batch": training.batch, "learning_rate": training.learning_rate},
         seed=seed, n_train=len(task), n_attempted=len(held_out), n_scored=len(held_out), stopped=search.stopped,
@@ -252,12 +263,11 @@ def _check(
         raise InterpError("`sites` or `ranks` is empty: name at least one of each.")
     if unknown := [name for name in controls if name not in WAYS[1:]]:
         raise InterpError(f"There is no control {unknown[0]!r}; there are {', '.join(WAYS[1:])}.")
-    if task.factor != held_out.factor:
-        raise InterpError(f"{task.name!r} exchanges the {task.factor}, {held_out.name!r} the {held_out.factor}.")
-    shared = {example.captions for example in task} & {example.captions for example in held_out}
+    if task.variables != held_out.variables:
+        raise InterpError(f"{task.name} exchanges {task.variables}, {held_out.name} {held_out.variables}.")
+    shared = {(e.prompt, *e.source_prompts) for e in task} & {(e.prompt, *e.source_prompts) for e in held_out}
     if shared:
-        base, source, _ = next(iter(shared))
-        raise InterpError(f"{held_out.name!r} is not held out: {base!r} with {source!r} is in both tasks.")
+        raise InterpError(f"{held_out.name} is not held out: {' / '.join(next(iter(shared)))!r} is in both tasks.")
 
 
 def _span(steps: Sequence[int]) -> str:
@@ -281,9 +291,7 @@ class _PictureSearch:
         self.training, self.guidance, self.seed, self.folder = training, guidance, seed, folder
         spread = np.linspace(0, len(acting) - 1, min(train_steps, len(acting))).round().astype(int)
         self.train_steps = [acting[i] for i in dict.fromkeys(spread.tolist())]
-        random = Random(seed)
-        values = sorted({getattr(e.label.objects[0], task.factor) for e in task})
-        self.shuffled = [e.base.counterfactual(task.factor, random.choice(values)) for e in task]
+        self.shuffled = _shuffled(task, Random(seed))
         self.states = {which: self._states(which) for which in (task, held_out)}
         self.maps: dict[tuple[Site, int, str], Subspace] = {}
         self.explained: dict[tuple[Site, int, str], float] = {}
@@ -292,7 +300,7 @@ class _PictureSearch:
 
     def _states(self, task: PictureInterchange) -> States:
         """States under the labels' prompts and under the bases', step by step."""
-        label, base = (self._sampling([e.captions[i] for e in task], task) for i in (2, 0))
+        label, base = (self._sampling(prompts, task) for prompts in (_labels(task), [e.prompt for e in task]))
         return trajectory(self.model, label, self.train_steps).joined(trajectory(self.model, base, self.train_steps))
 
     def _sampling(self, prompts: Sequence[str], task: PictureInterchange) -> Sampling:
@@ -310,13 +318,13 @@ class _PictureSearch:
         train = self._continuation(self.model, self.task, site)
         goals = [self._goal(self.model, self.task, site)]
         if shuffle:
-            captions = [full_caption(scene) for scene in self.shuffled]
-            goals.append(self._goal(self.model, self.task, site, captions))
+            goals.append(self._goal(self.model, self.task, site, self.shuffled))
         test, wanted = self._continuation(self.model, self.held_out, site), self._goal(self.model, self.held_out, site)
         maps = [self._map(train, rank, 1 + shuffle) for rank in self.ranks]
         for rank, one in zip(self.ranks, maps, strict=True):
             self._take(site, rank, "before training", _frozen(one, 0), test, wanted)
-            self._take(site, rank, "full swap", _whole(train), test, wanted)
+            if "full swap" in controls:
+                self._take(site, rank, "full swap", _whole(train), test, wanted)
         losses = self._fitted(train, maps, torch.stack(goals), site, "task", progress)
         for rank, one, loss in zip(self.ranks, maps, losses, strict=True):
             self.losses[site, rank] = loss[0]
@@ -336,17 +344,18 @@ class _PictureSearch:
             self._take(site, rank, "random model", _frozen(one, 0), test, wanted)
 
     def _continuation(self, model: Denoiser, task: PictureInterchange, site: Site) -> DenoiserContinuation:
-        base, source = (self._prompts(task, [e.captions[i] for e in task]) for i in (0, 1))
-        return DenoiserContinuation(model, base, source, self.states[task], site)
+        base = self._prompts(task, [e.prompt for e in task])
+        sources = [self._prompts(task, prompts) for prompts in zip(*(e.source_prompts for e in task), strict=True)]
+        return DenoiserContinuation(model, base, sources, self.states[task], site)
 
     def _goal(
-        self, model: Denoiser, task: PictureInterchange, site: Site, captions: Sequence[str] | None = None
+        self, model: Denoiser, task: PictureInterchange, site: Site, prompts: Sequence[str] | None = None
     ) -> Tensor:
-        wanted = [e.captions[2] for e in task] if captions is None else captions
-        return OneStep(model, self._prompts(task, wanted), self.states[task], site).prediction
+        wanted = self._prompts(task, _labels(task) if prompts is None else prompts)
+        return OneStep(model, wanted, self.states[task], site).prediction
 
     def _map(self, continuation: Continuation, rank: int, cells: int) -> LowRank:
-        found = LowRank(continuation.base.shape[-1], rank, cells=1, seed=self.seed)
+        found = LowRank(continuation.base.shape[-1], (rank,) * len(self.task.variables), seed=self.seed)
         return found.select([0] * cells).to(continuation.base.device)
 
     def _fitted(
@@ -373,7 +382,7 @@ class _PictureSearch:
         """Keep a subspace, and what it explains of held-out states."""
         left, total = 0.0, 0.0
         for rows in torch.arange(len(wanted), device=wanted.device).split(48):
-            value = one.swap(test.base[0, rows], [test.sources[0][0, rows]])
+            value = one.swap(test.base[0, rows], [source[0, rows] for source in test.sources])
             left += float(_squared(test.step(value, rows), wanted[rows]).sum())
             total += float(_squared(test.base_outputs(rows), wanted[rows]).sum())
         self.maps[site, rank, way], self.explained[site, rank, way] = one, 1 - left / total
@@ -381,37 +390,49 @@ class _PictureSearch:
     def sampled(self, sites: Sequence[Site], controls: Sequence[str], drawn: int, progress: Progress) -> xarray.Dataset:
         """Held-out pictures under every interchange, read by the judge."""
         test = list(self.held_out)
-        sampling = self._sampling([e.captions[0] for e in test], self.held_out)
-        source = UnderPrompt(tuple(e.captions[1] for e in test))
+        sampling = self._sampling([e.prompt for e in test], self.held_out)
+        sources = [UnderPrompt(prompts) for prompts in zip(*(e.source_prompts for e in test), strict=True)]
         when = When(steps=frozenset(self.acting), branch=Branch.COND)
         ways = ["fitted", *(way for way in WAYS[1:] if way in controls)]
         keys = [(site, rank, way) for site in sites for rank in self.ranks for way in ways if way != "random model"]
         # A whole state exchanged is the same at every rank.
         keys = [key for key in keys if key[2] != "full swap" or key[1] == self.ranks[0]]
         variants: list[list[Edit]] = [
-            [Swap(site, source, self.maps[site, rank, way].basis[0], when=when)] for site, rank, way in keys
+            [Swap(key[0], source, block, when=when) for source, block in zip(sources, self._blocks(*key), strict=True)]
+            for key in keys
         ]
-        metrics = [Verdict(test, "changed"), Verdict(test, "kept")]
+        scenes, others = [e.scene for e in test], [name for name in EXCHANGED if name not in self.task.variables]
+        metrics = [Shows(scenes, self.task.variables, "changed"), Shows(scenes, others, "kept")]
         plan = plan_sweep(self.model, sampling, variants, metrics)
         assert isinstance(plan, DenoisingSweep)
         swept = plan.run(progress=progress, checkpoint=None if self.folder is None else self.folder / "pictures")
         data = self._dataset(sites, ways, keys, swept)
-        own = {i: denoise(self.model, replace(sampling, prompts=tuple(e.captions[i] for e in test))).images
-               for i in (1, 2)}  # fmt: skip
+        lent = self._pictures(replace(sampling, prompts=sources[0].prompt))
+        wanted = self._pictures(replace(sampling, prompts=tuple(_labels(self.held_out))))
         for metric in metrics:
             data[f"base_{metric.name}"] = ("example", swept.base[metric.name].cpu().numpy())
-            data[f"label_{metric.name}"] = ("example", metric.values(own[2], torch.arange(len(test))).cpu().numpy())
+            data[f"label_{metric.name}"] = ("example", metric.values(wanted, torch.arange(len(test))).cpu().numpy())
         shown = list(range(min(drawn, len(test))))
         best = (data["changed"] * data["kept"]).mean("example").sel(way="fitted").transpose("site", "rank").values
         site, rank = (int(i) for i in np.unravel_index(int(best.argmax()), best.shape))
         axes = ("drawn", "y", "x", "rgb")
-        for name, images in (("base", plan.base.images), ("source", own[1]), ("label", own[2])):
-            data[name] = (axes, as_bytes(images[shown]))
+        for name, images in (("base", self._pictures(sampling.select(shown))), ("source", lent), ("label", wanted)):
+            data[name] = (axes, as_bytes(images[: len(shown)]))
         for number, key in enumerate(keys):
             here = key[:2] == (sites[site], self.ranks[0 if key[2] == "full swap" else rank])
             if here and key[2] != "shuffled labels":
                 data[key[2].replace(" ", "_")] = (axes, as_bytes(plan.pictures(number, shown)))
-        return data.assign_coords(drawn=[" / ".join(test[i].captions[:2]) for i in shown])
+        return data.assign_coords(drawn=[" / ".join((test[i].prompt, *test[i].source_prompts)) for i in shown])
+
+    def _pictures(self, sampling: Sampling) -> Tensor:
+        images = denoise(self.model, sampling).images
+        assert images is not None
+        return images
+
+    def _blocks(self, site: Site, rank: int, way: str) -> Sequence[Tensor]:
+        """The columns of each variable; orthogonal, so that one swap after the other is all of them."""
+        found = self.maps[site, rank, way]
+        return found.basis[0].split(found.ranks, -1)
 
     def _dataset(
         self, sites: Sequence[Site], ways: Sequence[str], keys: Sequence[tuple[Site, int, str]], swept: Swept
@@ -422,13 +443,13 @@ class _PictureSearch:
         values = {name: np.full((*shape, n), np.nan) for name in ("changed", "kept")}
         explained = np.full(shape, np.nan)
         for at in np.ndindex(shape):
-            site, rank, way = sites[at[0]], self.ranks[at[1]], ways[at[2]]
+            site, rank, way = sites[at[0]], self.ranks[at[1]], str(ways[at[2]])
             explained[at] = self.explained[site, rank, way]
             key = (site, self.ranks[0] if way == "full swap" else rank, way)
             for name in values if key in keys else ():
                 values[name][at] = swept.values[name][keys.index(key)].cpu().numpy()
         low, high = bootstrap_interval(values["changed"], seed=self.seed)
-        width, most = max(self.model.width_of(site) for site in sites), max(self.ranks)
+        width, most = max(self.model.width_of(site) for site in sites), max(self.ranks) * len(self.task.variables)
         basis = np.full((*shape[:2], width, most), np.nan, dtype=np.float32)
         for i, j in np.ndindex(shape[:2]):
             columns = self.maps[sites[i], self.ranks[j], "fitted"].basis[0].cpu().numpy()
@@ -454,4 +475,20 @@ def _whole(continuation: Continuation) -> Subspace:
 
 def _frozen(maps: LowRank, cell: int) -> Subspace:
     """One map as it is now."""
-    return Subspace(maps.basis[cell].detach())
+    return Subspace(maps.basis[cell].detach(), maps.ranks)
+
+
+def _labels(task: PictureInterchange) -> list[str]:
+    """Prompts of the scenes that should come out."""
+    return [full_caption(e.scene) for e in task]
+
+
+def _shuffled(task: PictureInterchange, random: Random) -> list[str]:
+    """Prompts of the bases with random values of the variables."""
+    found = []
+    for e in task:
+        scene = e.base
+        for name in task.variables:
+            scene = scene.counterfactual(name, random.choice(sorted({attributes_of(e.scene)[name] for e in task})))
+        found.append(full_caption(scene))
+    return found

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, nearest
 from interp.shapes.judge import ANSWERS, Judge, load_judge
-from interp.shapes.scene import CELLS
+from interp.shapes.reading import Reading, compare, ideal
+from interp.shapes.scene import CELLS, Scene
 
 
 def as_bytes(images: Float[Tensor, "row 3 height width"]) -> UInt8[np.ndarray, "row height width 3"]:
@@ -231,3 +232,35 @@ def _answers(factor: str) -> Sequence[str]:
     if factor not in ANSWERS:
         raise InterpError(f"The judge knows no factor {factor!r}." + nearest(factor, (*ANSWERS, "cell")))
     return ANSWERS[factor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shows:
+    """1 where the judge sees these attributes of a scene of one object, else 0.
+
+    Attributes:
+        scenes: of each base row.
+        attributes: `"shape"`, `"colour"`, `"size"` of what stands in the object's cell; `"cell"`: something stands
+            there, and nothing elsewhere; `"background"`.
+        name: of the result's variable.
+    """
+
+    scenes: Sequence[Scene]
+    attributes: Sequence[str]
+    name: str
+    judge: Judge = field(default_factory=load_judge, repr=False)
+
+    @property
+    def unit(self) -> str:
+        """Of its values."""
+        return "1 if shown"
+
+    def values(self, images: Float[Tensor, "row 3 height width"], example: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """As `ImageMetric.values`."""
+        seen = self.judge.judge(as_bytes(images)).readings()
+        pairs = zip((self.scenes[row] for row in example.tolist()), seen, strict=True)
+        return torch.tensor([float(self._shown(scene, one)) for scene, one in pairs], device=images.device)
+
+    def _shown(self, scene: Scene, seen: Reading) -> bool:
+        agrees = compare(seen, ideal(scene))
+        return all(agrees["cells" if name == "cell" else name][0] for name in self.attributes)

@@ -115,10 +115,10 @@ def picture_interchange(
 ) -> PictureInterchange:  # fmt: skip
     """Counterfactual pictures of one object.
 
-    Base and source are drawn independently, so that what is carried over besides the variable shows. The law differs
-    from that of texts, as no picture is "the answer": each variable changes its attribute in every example, and every
-    other attribute of base and source differs as it falls; to show the base's picture is never right, to show the
-    source's hardly ever.
+    Base and source are drawn independently, so that what is carried over besides the variable shows; only the cell is
+    the same, unless it is exchanged, so that places in the two pictures correspond. The law differs from that of texts,
+    as no picture is "the answer": each variable changes its attribute in every example, and every other attribute of
+    base and source differs as it falls; to show the base's picture is never right, to show the source's hardly ever.
 
     Args:
         n: number of examples.
@@ -143,6 +143,8 @@ def picture_interchange(
     model, random, examples = picture_model(), Random(seed), []
     while len(examples) < n:
         base, *sources = (_draw(random, contexts, allowed) for _ in range(1 + len(variables)))
+        if "cell" not in variables:
+            sources = [{**source, "cell": base["cell"]} for source in sources]
         if any(base[v] == source[v] for v, source in zip(variables, sources, strict=True)):
             continue
         given = {v: _said(source) for v, source in zip(variables, sources, strict=True)}
