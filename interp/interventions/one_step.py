@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
@@ -36,7 +36,7 @@ class States:
     """
 
     x: Float[Tensor, "row ..."]
-    time: Float[Tensor, "row"]
+    time: Num[Tensor, "row"]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -109,7 +109,7 @@ class OneStep:
             prediction = self._run(rows, lambda x: values.append(x.clone()))
         return values[0], prediction, served
 
-    def __call__(self, value: Float[Tensor, "row pos ..."], rows: Int[Tensor, "row"]) -> Float[Tensor, "row ..."]:
+    def __call__(self, value: Float[Tensor, "..."], rows: Int[Tensor, "row"]) -> Float[Tensor, "row ..."]:
         """The prediction for these rows with `value` as the site's activations.
 
         Raises:
