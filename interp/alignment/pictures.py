@@ -47,7 +47,7 @@ from interp.errors import InterpError
 from interp.interventions.denoise import denoise
 from interp.interventions.denoise_sweep import DenoisingSweep
 from interp.interventions.edits import Edit, Swap, UnderPrompt, When
-from interp.interventions.one_step import OneStep, States, trajectory
+from interp.interventions.one_step import OneStep, States, settable, trajectory
 from interp.interventions.sweep import plan_sweep
 from interp.interventions.sweep_plan import Swept
 from interp.models.denoiser import Denoiser, Sampling
@@ -227,10 +227,10 @@ def align_pictures(
     Raises:
         InterpError: no site or rank; an unknown control; steps that the sampling does not have; tasks of unlike
             variables, or that share an example.
-        SiteError: no such site, or one where nothing can be put.
+        SiteError: as `interp.interventions.one_step.settable`.
         ShapeError: a rank above a site's width.
     """
-    chosen = list(dict.fromkeys(model.check(site) for site in sites))
+    chosen = list(dict.fromkeys(settable(model, site) for site in sites))
     _check(task, held_out, chosen, ranks, controls)
     whole = model.sampling(task.examples[0].prompt, guidance=guidance).steps
     acting = tuple(range(whole)) if steps is None else tuple(dict.fromkeys(steps))

@@ -63,6 +63,18 @@ def trajectory(model: Denoiser, sampling: Sampling, steps: Sequence[int]) -> Sta
     return States(torch.cat([_x(*call) for call in chosen]), torch.cat([_time(*call) for call in chosen]))
 
 
+def settable(model: Denoiser, site: Site | str) -> Site:
+    """The site, if `OneStep` can put values there.
+
+    Raises:
+        SiteError: no such site, or one that is no part of the denoiser's blocks, or scores or a pattern.
+    """
+    found = model.check(site)
+    if is_text(found) or found.layer is None or found.part in (*ATTENTION_PARTS, "block_update"):
+        raise SiteError(f"{found}: values can be put at parts of a denoiser's blocks, and not there.")
+    return found
+
+
 class OneStep:
     """The denoiser's conditional branch at some states.
 
@@ -78,13 +90,11 @@ class OneStep:
 
     Raises:
         ShapeError: not as many prompts as states.
-        SiteError: no such site, or one where nothing can be put.
+        SiteError: as `settable`.
     """
 
     def __init__(self, model: Denoiser, prompts: Sampling, states: States, site: Site | str) -> None:
-        self.model, self.site, self.n = model, model.check(site), len(states)
-        if is_text(self.site) or self.site.part in (*ATTENTION_PARTS, "latents", "prediction", "block_update"):
-            raise SiteError(f"{self.site}: values can be put at parts of a denoiser's blocks, and not there.")
+        self.model, self.site, self.n = model, settable(model, site), len(states)
         if len(prompts) != len(states):
             raise ShapeError(f"{len(prompts)} prompts for {len(states)} states; give as many.")
         self._before = model.stages[: model.stage_of(self.site)]

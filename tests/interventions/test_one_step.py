@@ -102,7 +102,9 @@ def test_only_what_follows_is_run_and_gradients_are_those_of_the_whole(models):
     seen = []
     first = model.network.down_blocks[0].resnets[0].conv1
     last = model.network.up_blocks[1].resnets[0].conv1
-    hooks = [m.register_forward_hook(lambda *_, name=name: seen.append(name)) for m, name in ((first, "a"), (last, "b"))]
+    hooks = [
+        m.register_forward_hook(lambda *_, name=name: seen.append(name)) for m, name in ((first, "a"), (last, "b"))
+    ]
     value = (step.values * 1.1).requires_grad_()
     (ours,) = torch.autograd.grad(step(value, torch.arange(2)).square().sum(), value)
     assert seen == ["b"]
