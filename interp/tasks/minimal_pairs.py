@@ -80,7 +80,7 @@ _PLACES = _words("garden house store river school church museum village kitchen 
 _THINGS = _words(
     "book letter report painting bottle box photo song story camera phone table chair key picture ring necklace flower"
 )
-_LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
+_LINKS = ("near", "behind", "beside", "next to", "in front of", "by")
 _LIKED = _words("liked loved hated knew saw met followed helped called found")
 _BOUGHT = _words("bought sold found lost saw took brought wanted made kept")
 _MEN = _paired(

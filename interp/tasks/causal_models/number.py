@@ -16,7 +16,7 @@ from interp.tasks.pairs import check_choice, part_of, split_name
 
 NUMBERS = ("singular", "plural")
 TENSES = ("present", "past")
-LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
+LINKS = ("near", "behind", "beside", "next to", "in front of", "by")
 SOURCE = "after Linzen et al. 2016, arXiv:1611.01368"
 _VERBS = {("singular", "present"): " is", ("plural", "present"): " are",
           ("singular", "past"): " was", ("plural", "past"): " were"}  # fmt: skip
