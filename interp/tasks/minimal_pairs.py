@@ -88,6 +88,13 @@ _MEN = _paired(
     "uncle/uncles prince/princes priest/priests nephew/nephews grandson/grandsons wizard/wizards"
 )
 _HURT = _words("hurt blamed saw found taught helped")
+_BUY = _words("buy sell find see take bring want make keep")
+_CLEFT = tuple(
+    (f"{wish} to do", f"{wish} to {verb}")
+    for wish in ("wanted", "tried", "decided", "hoped")
+    for verb in ("buy", "find", "see", "make", "sell", "keep")
+)
+_OPENERS = (("When the", "The"), ("After the", "The"), ("Once the", "The"))
 _KNOWERS = ("I", "We", "You", "They")
 _NUMBER = ("singular", "plural")
 _VERB = (" is", " are")
@@ -108,14 +115,14 @@ _CONTRASTS = (
          "attractor": _BYSTANDERS}, _NUMBER, _VERB,
     ),
     Contrast(
-        "npi-subject", "licensing", "{licensor} {person} {link} the {place} has",
-        {"licensor": (("No", "The"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES},
-        ("licensed", "unlicensed"), (" ever", " been"),
+        "npi-negation", "licensing", "The {person} {link} the {place} {licensor} {verb}",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "licensor": (("didn't", "did"),), "verb": _BUY},
+        ("licensed", "unlicensed"), (" any", " some"),
     ),
     Contrast(
-        "npi-object-relative", "licensing", "{licensor} {person} that the {others} {verb} has",
-        {"licensor": (("No", "The"),), "person": _PEOPLE, "others": _GROUPS, "verb": _LIKED},
-        ("licensed", "unlicensed"), (" ever", " been"),
+        "npi-adverb", "licensing", "The {person} {link} the {place} {licensor} said",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "licensor": (("never", "always"), ("hardly", "always"))},
+        ("licensed", "unlicensed"), (" anything", " something"),
     ),
     Contrast(
         "reflexive-number", "licensing", "The {subject} {link} the {place} {verb}",
@@ -128,9 +135,9 @@ _CONTRASTS = (
         ("female", "male"), (" herself", " himself"),
     ),
     Contrast(
-        "garden-main-verb", "garden path", "The {person} {verb} the {thing} in the {place}",
-        {"person": _PEOPLE, "verb": _paired("shown/showed given/gave"), "thing": _THINGS, "place": _PLACES},
-        ("reduced relative", "main verb"), (" was", "."),
+        "garden-main-verb", "garden path", "{determiner} {person} {verb} the {thing}",
+        {"determiner": ("The", "This", "That"), "person": _PEOPLE, "verb": (("given", "gave"),), "thing": _THINGS},
+        ("reduced relative", "main verb"), (" was", " to"),
     ),
     Contrast(
         "garden-object-or-subject", "garden path", "As the {person} {verb} the {thing}",
@@ -143,20 +150,14 @@ _CONTRASTS = (
          "place": _PLACES}, ("clause", "object"), (" was", "."),
     ),
     Contrast(
-        "state-subordinate", "gross syntactic state", "{opener} {person} {verb} the {thing}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "verb": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+        "state-subordinate", "gross syntactic state", "{opener} {person} {verb} the {thing},",
+        {"opener": _OPENERS, "person": _PEOPLE, "verb": _BOUGHT, "thing": _THINGS},
+        ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
-        "state-subordinate-preposition", "gross syntactic state", "{opener} {person} {verb} the {thing} in the {place}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "verb": _BOUGHT, "thing": _THINGS, "place": _PLACES}, ("subordinate", "main"), (",", "."),
-    ),
-    Contrast(
-        "state-subordinate-relative", "gross syntactic state",
-        "{opener} {person} that the {others} {verb} {main} the {thing}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "others": _GROUPS, "verb": _LIKED, "main": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+        "state-subordinate-preposition", "gross syntactic state", "{opener} {person} in the {place} {verb} the {thing},",
+        {"opener": _OPENERS, "person": _PEOPLE, "place": _PLACES, "verb": _BOUGHT, "thing": _THINGS},
+        ("subordinate", "main"), (" she", " and"),
     ),
     Contrast(
         "filler-gap", "long-distance", "{knower} know {filler} the {person} {verb}",
@@ -164,20 +165,22 @@ _CONTRASTS = (
         ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
-        "filler-gap-embedded", "long-distance", "{knower} know {filler} the {others} said that the {person} {verb}",
-        {"knower": _KNOWERS, "filler": (("what", "that"),), "others": _GROUPS, "person": _PEOPLE, "verb": _BOUGHT},
+        "filler-gap-modified", "long-distance", "{knower} know {filler} the {person} {link} the {place} {verb}",
+        {"knower": _KNOWERS, "filler": (("what", "that"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
+         "verb": _BOUGHT}, ("gap", "no gap"), (".", " the"),
+    ),
+    Contrast(
+        "filler-gap-person", "long-distance", "{knower} know {filler} the {person} {verb}",
+        {"knower": _KNOWERS, "filler": (("who", "that"),), "person": _PEOPLE + _GROUPS, "verb": _LIKED},
         ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
-        "cleft", "long-distance", "{opener} the {person} {verb} was",
-        {"opener": ("What", "All"), "person": _PEOPLE + _GROUPS, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        "cleft", "long-distance", "What the {person} {verb} was", {"person": _PEOPLE + _GROUPS, "verb": _CLEFT},
         ("action", "thing"), (" to", " a"),
     ),
     Contrast(
-        "cleft-modified", "long-distance", "{opener} the {person} {link} the {place} {verb} was",
-        {"opener": ("What", "All"), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
-         "verb": tuple(("did", verb) for verb in _BOUGHT)},
-        ("action", "thing"), (" to", " a"),
+        "cleft-modified", "long-distance", "What the {person} {link} the {place} {verb} was",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "verb": _CLEFT}, ("action", "thing"), (" to", " a"),
     ),
 )  # fmt: skip
 MINIMAL_PAIRS: Mapping[str, Contrast] = MappingProxyType({contrast.name: contrast for contrast in _CONTRASTS})

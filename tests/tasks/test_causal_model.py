@@ -113,13 +113,17 @@ def test_a_variable_that_never_changes_the_answer_is_refused():
 def test_a_variable_that_decides_alone_has_nothing_to_keep():
     drawn = model().counterfactuals(("answer",))
     next(drawn)
-    with pytest.raises(InterpError, match="exchanging answer never left an answer as it was .* decides the answer alone"):
+    with pytest.raises(
+        InterpError, match="exchanging answer never left an answer as it was .* decides the answer alone"
+    ):
         next(drawn)
 
 
 def test_check_shows_the_example_it_disagrees_with():
     model().check([(setting(1, 1, 0), True), (setting(0, 0, 0), False)])
-    with pytest.raises(InterpError, match=r"disagrees with example 1: the right answer is True, the model's False.*a=True"):
+    with pytest.raises(
+        InterpError, match=r"disagrees with example 1: the right answer is True, the model's False.*a=True"
+    ):
         model().check([(setting(1, 1, 0), True), (setting(1, 0, 0), True)])
 
 

@@ -25,7 +25,9 @@ def example(base="The old key", source="The keys", label=" are"):
 
 
 def task(*examples, variables=("number",)):
-    return InterchangeTask("numbers", variables, examples or (example(), example("The keys", "The key", " is")), "hand", 7)
+    return InterchangeTask(
+        "numbers", variables, examples or (example(), example("The keys", "The key", " is")), "hand", 7
+    )
 
 
 def words_model():
@@ -48,7 +50,10 @@ def test_a_position_is_the_last_token_of_its_region_in_each_text(model):
     encoded = task().encode(model)
     assert encoded.regions == ("subject", "last") and len(encoded) == 2
     base, (source,) = encoded.position("subject")
-    for prompts, places, words in ((encoded.base, base, (" key", " keys")), (encoded.sources[0], source, (" keys", " key"))):
+    for prompts, places, words in (
+        (encoded.base, base, (" key", " keys")),
+        (encoded.sources[0], source, (" keys", " key")),
+    ):
         assert tuple(prompts.tokens[row][place] for row, place in enumerate(places)) == words
     assert base.tolist() == [2, 1] and source.tolist() == [1, 1]
     last, (last_source,) = encoded.position("last")
@@ -57,12 +62,12 @@ def test_a_position_is_the_last_token_of_its_region_in_each_text(model):
 
 
 def test_a_region_of_several_tokens_ends_with_its_last(model):
-    text = "The extraterrestrial cats"
-    one = Instance(text, " are", (("subject", 4, len(text)), ("kind", 4, 20)), {})
+    text = "The xylophonist cats"
+    one = Instance(text, " are", (("subject", 4, len(text)), ("kind", 4, 15)), {})
     encoded = task(Counterfactual(one, (replace(one, answer=" were"),), " were")).encode(model)
     assert encoded.base.tokens[0][encoded.position("subject")[0][0]] == " cats"
     before = encoded.base.tokens[0][: int(encoded.position("kind")[0][0]) + 1]
-    assert "".join(before) == "The extraterrestrial" and len(before) > 2
+    assert "".join(before) == "The xylophonist" and len(before) > 2
 
 
 def test_the_ids_are_those_of_the_answers(model):
@@ -91,7 +96,10 @@ def test_repr_tells_the_first_example(model):
     assert repr(task()) == (
         "InterchangeTask('numbers', 2 examples, seed=7; 'The old key' →' is', with number of 'The keys' →' are')"
     )
-    assert repr(task().encode(model)) == "EncodedInterchange('numbers', 2 examples of 2 to 3 tokens, regions subject, last)"
+    assert (
+        repr(task().encode(model))
+        == "EncodedInterchange('numbers', 2 examples of 2 to 3 tokens, regions subject, last)"
+    )
 
 
 def test_files_give_the_task_back(tmp_path):
@@ -107,11 +115,17 @@ def test_files_give_the_task_back(tmp_path):
     [
         ([], "holds no examples"),
         (["{"], "Line 1 of .* is not JSON"),
-        (['{"task": "t"}'], r"Line 1 of .* must be an object of \['task', 'variables', 'source', 'seed'\]; got \['task'\]"),
+        (
+            ['{"task": "t"}'],
+            r"Line 1 of .* must be an object of \['task', 'variables', 'source', 'seed'\]; got \['task'\]",
+        ),
         (["HEAD"], "holds no examples"),
         (["HEAD", "[]"], "Line 2 of .* must be an object of .*; got list"),
         (["HEAD", '{"base": {}, "sources": [], "label": 3}'], "Line 2 of .*: label must be of type .*; got 3"),
-        (["HEAD", "EXAMPLE", '{"base": {"text": "a"}, "sources": [], "label": ""}'], "Line 3 of .* must be an object of"),
+        (
+            ["HEAD", "EXAMPLE", '{"base": {"text": "a"}, "sources": [], "label": ""}'],
+            "Line 3 of .* must be an object of",
+        ),
         (["HEAD", "REGION"], r"a region is \[name, first character, end\]; got \['subject', 8\]"),
         (["HEAD", "OUTSIDE"], "Line 2 of .*: Region 'subject' is characters 8 to 99"),
         (["HEAD", "SOURCELESS"], "has 0 sources for the variables number"),
@@ -183,7 +197,9 @@ def test_refusals_of_data():
     with pytest.raises(PairError, match="empty text"):
         instance("")
     for start, end in ((3, 3), (-1, 2), (0, 12)):
-        with pytest.raises(PairError, match=f"Region 'r' is characters {start} to {end} of 'The old key', which has 11"):
+        with pytest.raises(
+            PairError, match=f"Region 'r' is characters {start} to {end} of 'The old key', which has 11"
+        ):
             Instance("The old key", " is", (("r", start, end),), {})
     with pytest.raises(PairError, match="Region 'last' is named twice"):
         Instance("The old key", " is", (("last", 0, 3),), {})
@@ -200,18 +216,22 @@ def test_refusals_of_data():
 def test_refusals_of_encoding(model):
     with pytest.raises(PairError, match="has no examples"):
         replace(task(), examples=()).encode(model)
-    with pytest.raises(PairError, match="example 0: label ' extraterrestrially' must continue .* by exactly one token"):
-        task(example(label=" extraterrestrially")).encode(model)
-    long = replace(example().base, answer=" extraterrestrially")
+    with pytest.raises(PairError, match="example 0: label ' xylophonists' must continue .* by exactly one token"):
+        task(example(label=" xylophonists")).encode(model)
+    long = replace(example().base, answer=" xylophonists")
     with pytest.raises(PairError, match="base of example 0: answer .* must continue"):
         task(replace(example(), base=long)).encode(model)
     with pytest.raises(PairError, match="With a leading space it is one token"):
         task(example(label="are")).encode(model)
     bare = replace(example(), sources=(instance("The keys", " are"),))
-    with pytest.raises(PairError, match="source of number of example 0 has the regions none; the first base has subject"):
+    with pytest.raises(
+        PairError, match="source of number of example 0 has the regions none; the first base has subject"
+    ):
         task(bare).encode(model)
     inside = Instance("The old key", " is", (("subject", 8, 10),), {})
-    with pytest.raises(PairError, match="region 'subject', 'ke', does not end where a token ends; the tokens are .*' key'"):
+    with pytest.raises(
+        PairError, match="region 'subject', 'ke', does not end where a token ends; the tokens are .*' key'"
+    ):
         task(replace(example(), base=inside)).encode(model)
     slow = SimpleNamespace(tokenizer=SlowTokenizer(model.tokenizer), device="cpu")
     with pytest.raises(PairError, match="SlowTokenizer does not tell where its tokens stand"):
