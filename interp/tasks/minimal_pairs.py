@@ -80,6 +80,7 @@ _PLACES = _words("garden house store river school church museum village kitchen 
 _THINGS = _words(
     "book letter report painting bottle box photo song story camera phone table chair key picture ring necklace flower"
 )
+_GIFTS = _words("gift card map cake ball hat coat")
 _LINKS = ("near", "behind", "beside", "next to", "in front of", "by")
 _LIKED = _words("liked loved hated knew saw met followed helped called found")
 _BOUGHT = _words("bought sold found lost saw took brought wanted made kept")
@@ -135,8 +136,8 @@ _CONTRASTS = (
         ("female", "male"), (" herself", " himself"),
     ),
     Contrast(
-        "garden-main-verb", "garden path", "{determiner} {person} {verb} the {thing}",
-        {"determiner": ("The", "This", "That"), "person": _PEOPLE, "verb": (("given", "gave"),), "thing": _THINGS},
+        "garden-main-verb", "garden path", "The {person} {verb} the {thing}",
+        {"person": _PEOPLE, "verb": (("given", "gave"),), "thing": _THINGS + _GIFTS},
         ("reduced relative", "main verb"), (" was", " to"),
     ),
     Contrast(
@@ -155,7 +156,8 @@ _CONTRASTS = (
         ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
-        "state-subordinate-preposition", "gross syntactic state", "{opener} {person} in the {place} {verb} the {thing},",
+        "state-subordinate-preposition", "gross syntactic state",
+        "{opener} {person} in the {place} {verb} the {thing},",
         {"opener": _OPENERS, "person": _PEOPLE, "place": _PLACES, "verb": _BOUGHT, "thing": _THINGS},
         ("subordinate", "main"), (" she", " and"),
     ),
