@@ -95,7 +95,8 @@ _CLEFT = tuple(
     for wish in ("wanted", "tried", "decided", "hoped")
     for verb in ("buy", "find", "see", "make", "sell", "keep")
 )
-_OPENERS = (("When the", "The"), ("After the", "The"), ("Once the", "The"))
+_LEFT = _words("left arrived stopped died fell returned")
+_OPENERS = (("When the", "The"),)
 _KNOWERS = ("I", "We", "You", "They")
 _NUMBER = ("singular", "plural")
 _VERB = (" is", " are")
@@ -156,10 +157,9 @@ _CONTRASTS = (
         ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
-        "state-subordinate-preposition", "gross syntactic state",
-        "{opener} {person} in the {place} {verb} the {thing},",
-        {"opener": _OPENERS, "person": _PEOPLE, "place": _PLACES, "verb": _BOUGHT, "thing": _THINGS},
-        ("subordinate", "main"), (" she", " and"),
+        "state-subordinate-intransitive", "gross syntactic state", "{opener} {person} in the {place} {verb},",
+        {"opener": _OPENERS, "person": _PEOPLE, "place": _PLACES, "verb": _LEFT},
+        ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
         "filler-gap", "long-distance", "{knower} know {filler} the {person} {verb}",
@@ -170,11 +170,6 @@ _CONTRASTS = (
         "filler-gap-modified", "long-distance", "{knower} know {filler} the {person} {link} the {place} {verb}",
         {"knower": _KNOWERS, "filler": (("what", "that"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
          "verb": _BOUGHT}, ("gap", "no gap"), (".", " the"),
-    ),
-    Contrast(
-        "filler-gap-person", "long-distance", "{knower} know {filler} the {person} {verb}",
-        {"knower": _KNOWERS, "filler": (("who", "that"),), "person": _PEOPLE + _GROUPS, "verb": _LIKED},
-        ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
         "cleft", "long-distance", "What the {person} {verb} was", {"person": _PEOPLE + _GROUPS, "verb": _CLEFT},

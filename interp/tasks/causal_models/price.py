@@ -15,7 +15,7 @@ from interp.tasks.interchange import Instance, InterchangeTask, compose, draw_ta
 from interp.tasks.pairs import check_choice, part_of, split_name
 
 MECHANISMS = ("boundaries", "bracket")
-BOUNDS = tuple(range(100, 1000, 25))
+BOUNDS = tuple(range(100, 1000, 20))
 """In cents, as are prices."""
 PRICES = tuple(range(5, 1000, 10))  # never a bound
 SOURCE = "Wu et al. 2023, arXiv:2305.08809"

@@ -165,12 +165,3 @@ def test_refusals():
             generate(0)
     with pytest.raises(InterpError, match="no variable 'left'"):
         price_interchange(3, variables=("bracket", "left"))
-
-
-@pytest.mark.parametrize(
-    ("generate", "variables"),
-    [(carry_interchange, ("carry", "tens")), (entity_interchange, ("capital", "language", "continent"))],
-)
-def test_variables_that_decide_alone_together_are_refused(generate, variables):
-    with pytest.raises(InterpError, match="decides the answer alone"):
-        generate(3, variables=variables)
