@@ -12,6 +12,20 @@ a distinction is made and by which direction, and their control is another task 
 | gross syntactic state | whether a main clause is still to come |
 | long-distance | whether a gap is waiting for its filler |
 
+Measured: the share of 128 bases (`"train"`, seed 0) after which SmolLM2-135M gives the base's answer a higher
+probability than the source's. Right by guessing: 0.5. It leans towards one of the answers where the share is low.
+
+| task | share | task | share |
+|---|---|---|---|
+| agreement-preposition | 0.94 | garden-object-or-subject | 0.99 |
+| agreement-object-relative | 0.81 | garden-object-or-clause | 0.97 |
+| agreement-subject-relative | 0.91 | state-subordinate | 0.94 |
+| npi-negation | 1.00 | state-subordinate-intransitive | 0.84 |
+| npi-adverb | 1.00 | filler-gap | 0.96 |
+| reflexive-number | 0.99 | filler-gap-modified | 0.98 |
+| reflexive-gender | 0.99 | cleft | 0.98 |
+| garden-main-verb | 0.82 | cleft-modified | 0.98 |
+
 Source: after Arora, Jurafsky & Potts 2024, "CausalGym" (arXiv:2402.12560), whose kinds of task, regions and control
 these are; the templates and words are our own.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from random import Random
+from typing import cast
 
 from interp.tasks.causal_model import CausalModel, Setting, Variable
 from interp.tasks.interchange import Instance, InterchangeTask, compose, draw_task
@@ -85,7 +86,7 @@ def price_interchange(
                 return {"low": low, "high": high, "price": price}
 
     def write(values: Setting, _random: Random) -> Instance:
-        told = {name: f"{cents // 100}.{cents % 100:02d}" for name, cents in values.items() if name in model.inputs}
+        told = {name: f"{cast(int, values[name]) / 100:.2f}" for name in model.inputs}
         text, regions = compose(_TEMPLATE, model.inputs, told)
         return Instance(text, str(values["answer"]), regions, values)
 
