@@ -67,7 +67,7 @@ def price_interchange(
         InterpError: no variable, or `bracket` with others, which belong to the other model.
 
     Measured: SmolLM2-135M does not solve this task: 0.62 and 0.59 of 128 bases right (`"train"` and `"held out"`,
-        seed 0), where to say no always is right in 0.64 and 0.55. It is here for larger models; the paper's has 7B parameters.
+        seed 0), where to say no always is right in 0.64 and 0.55. It is here for larger models (7B in the paper).
 
     Source: Wu et al. 2023 (arXiv:2305.08809). Their sentence, without an instruction format; their bounds and
         prices are any from 0.00 to 9.99.
