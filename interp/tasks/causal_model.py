@@ -27,7 +27,7 @@ Setting: TypeAlias = Mapping[str, Value]
 Draw: TypeAlias = Callable[[Random, Setting | None], Setting]
 """Draws the inputs of a base (given `None`), or those of a source for the base given."""
 
-_MOST_DRAWS = 20_000
+_MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,10 @@ class CausalModel:
         """
         fixed = {}
         for name, source in sources.items():
+            _ = self[name]
             nested = isinstance(source, Interchange)
             run = self.interchange(source.base, source.sources) if nested else self.run(source)
-            fixed[self[name].name] = run[name]
+            fixed[name] = run[name]
         return self.run(base, fixed)
 
     @property
@@ -250,7 +251,7 @@ class CausalModel:
             draw: of inputs; `None` draws each value uniformly.
 
         Raises:
-            InterpError: no variable, or an unknown one; one of the two kinds did not turn up in 20,000 draws, as when a
+            InterpError: no variable, or an unknown one; one of the two kinds did not turn up in 1000 draws, as when a
                 variable never changes the answer, or decides it alone.
         """
         if not variables:

@@ -191,7 +191,7 @@ class InterchangeTask:
         if not names:
             _check_lengths(self, prompts)
         ids = torch.tensor([*answers, labels], device=model.device)
-        ends = torch.tensor(places, device=model.device).reshape(len(sides), len(self), len(names))
+        ends = torch.tensor(places, dtype=torch.long, device=model.device).reshape(len(sides), len(self), len(names))
         return EncodedInterchange(self, prompts[0], tuple(prompts[1:]), ids[0], ids[1:-1], ids[-1], names, ends)
 
     def to_jsonl(self, path: str | Path) -> None:

@@ -12,6 +12,20 @@ a distinction is made and by which direction, and their control is another task 
 | gross syntactic state | whether a main clause is still to come |
 | long-distance | whether a gap is waiting for its filler |
 
+Measured: the share of 128 bases (`"train"`, seed 0) after which SmolLM2-135M gives the base's answer a higher
+probability than the source's. Right by guessing: 0.5. It leans towards one of the answers where the share is low.
+
+| task | share | task | share |
+|---|---|---|---|
+| agreement-preposition | 0.94 | garden-object-or-subject | 0.99 |
+| agreement-object-relative | 0.81 | garden-object-or-clause | 0.97 |
+| agreement-subject-relative | 0.91 | state-subordinate | 0.94 |
+| npi-negation | 1.00 | state-subordinate-intransitive | 0.84 |
+| npi-adverb | 1.00 | filler-gap | 0.96 |
+| reflexive-number | 0.99 | filler-gap-modified | 0.98 |
+| reflexive-gender | 0.99 | cleft | 0.98 |
+| garden-main-verb | 0.82 | cleft-modified | 0.98 |
+
 Source: after Arora, Jurafsky & Potts 2024, "CausalGym" (arXiv:2402.12560), whose kinds of task, regions and control
 these are; the templates and words are our own.
 """
@@ -80,7 +94,8 @@ _PLACES = _words("garden house store river school church museum village kitchen 
 _THINGS = _words(
     "book letter report painting bottle box photo song story camera phone table chair key picture ring necklace flower"
 )
-_LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
+_GIFTS = _words("gift card map cake ball hat coat")
+_LINKS = ("near", "behind", "beside", "next to", "in front of", "by")
 _LIKED = _words("liked loved hated knew saw met followed helped called found")
 _BOUGHT = _words("bought sold found lost saw took brought wanted made kept")
 _MEN = _paired(
@@ -88,6 +103,14 @@ _MEN = _paired(
     "uncle/uncles prince/princes priest/priests nephew/nephews grandson/grandsons wizard/wizards"
 )
 _HURT = _words("hurt blamed saw found taught helped")
+_BUY = _words("buy sell find see take bring want make keep")
+_CLEFT = tuple(
+    (f"{wish} to do", f"{wish} to {verb}")
+    for wish in ("wanted", "tried", "decided", "hoped")
+    for verb in ("buy", "find", "see", "make", "sell", "keep")
+)
+_LEFT = _words("left arrived stopped died fell returned")
+_OPENERS = (("When the", "The"),)
 _KNOWERS = ("I", "We", "You", "They")
 _NUMBER = ("singular", "plural")
 _VERB = (" is", " are")
@@ -108,14 +131,14 @@ _CONTRASTS = (
          "attractor": _BYSTANDERS}, _NUMBER, _VERB,
     ),
     Contrast(
-        "npi-subject", "licensing", "{licensor} {person} {link} the {place} has",
-        {"licensor": (("No", "The"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES},
-        ("licensed", "unlicensed"), (" ever", " been"),
+        "npi-negation", "licensing", "The {person} {link} the {place} {licensor} {verb}",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "licensor": (("didn't", "did"),), "verb": _BUY},
+        ("licensed", "unlicensed"), (" any", " some"),
     ),
     Contrast(
-        "npi-object-relative", "licensing", "{licensor} {person} that the {others} {verb} has",
-        {"licensor": (("No", "The"),), "person": _PEOPLE, "others": _GROUPS, "verb": _LIKED},
-        ("licensed", "unlicensed"), (" ever", " been"),
+        "npi-adverb", "licensing", "The {person} {link} the {place} {licensor} said",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "licensor": (("never", "always"), ("hardly", "always"))},
+        ("licensed", "unlicensed"), (" anything", " something"),
     ),
     Contrast(
         "reflexive-number", "licensing", "The {subject} {link} the {place} {verb}",
@@ -128,9 +151,9 @@ _CONTRASTS = (
         ("female", "male"), (" herself", " himself"),
     ),
     Contrast(
-        "garden-main-verb", "garden path", "The {person} {verb} the {thing} in the {place}",
-        {"person": _PEOPLE, "verb": _paired("shown/showed given/gave"), "thing": _THINGS, "place": _PLACES},
-        ("reduced relative", "main verb"), (" was", "."),
+        "garden-main-verb", "garden path", "The {person} {verb} the {thing}",
+        {"person": _PEOPLE, "verb": (("given", "gave"),), "thing": _THINGS + _GIFTS},
+        ("reduced relative", "main verb"), (" was", " to"),
     ),
     Contrast(
         "garden-object-or-subject", "garden path", "As the {person} {verb} the {thing}",
@@ -143,20 +166,14 @@ _CONTRASTS = (
          "place": _PLACES}, ("clause", "object"), (" was", "."),
     ),
     Contrast(
-        "state-subordinate", "gross syntactic state", "{opener} {person} {verb} the {thing}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "verb": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+        "state-subordinate", "gross syntactic state", "{opener} {person} {verb} the {thing},",
+        {"opener": _OPENERS, "person": _PEOPLE, "verb": _BOUGHT, "thing": _THINGS},
+        ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
-        "state-subordinate-preposition", "gross syntactic state", "{opener} {person} {verb} the {thing} in the {place}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "verb": _BOUGHT, "thing": _THINGS, "place": _PLACES}, ("subordinate", "main"), (",", "."),
-    ),
-    Contrast(
-        "state-subordinate-relative", "gross syntactic state",
-        "{opener} {person} that the {others} {verb} {main} the {thing}",
-        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
-         "others": _GROUPS, "verb": _LIKED, "main": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+        "state-subordinate-intransitive", "gross syntactic state", "{opener} {person} in the {place} {verb},",
+        {"opener": _OPENERS, "person": _PEOPLE, "place": _PLACES, "verb": _LEFT},
+        ("subordinate", "main"), (" the", " and"),
     ),
     Contrast(
         "filler-gap", "long-distance", "{knower} know {filler} the {person} {verb}",
@@ -164,20 +181,17 @@ _CONTRASTS = (
         ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
-        "filler-gap-embedded", "long-distance", "{knower} know {filler} the {others} said that the {person} {verb}",
-        {"knower": _KNOWERS, "filler": (("what", "that"),), "others": _GROUPS, "person": _PEOPLE, "verb": _BOUGHT},
-        ("gap", "no gap"), (".", " the"),
+        "filler-gap-modified", "long-distance", "{knower} know {filler} the {person} {link} the {place} {verb}",
+        {"knower": _KNOWERS, "filler": (("what", "that"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
+         "verb": _BOUGHT}, ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
-        "cleft", "long-distance", "{opener} the {person} {verb} was",
-        {"opener": ("What", "All"), "person": _PEOPLE + _GROUPS, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        "cleft", "long-distance", "What the {person} {verb} was", {"person": _PEOPLE + _GROUPS, "verb": _CLEFT},
         ("action", "thing"), (" to", " a"),
     ),
     Contrast(
-        "cleft-modified", "long-distance", "{opener} the {person} {link} the {place} {verb} was",
-        {"opener": ("What", "All"), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
-         "verb": tuple(("did", verb) for verb in _BOUGHT)},
-        ("action", "thing"), (" to", " a"),
+        "cleft-modified", "long-distance", "What the {person} {link} the {place} {verb} was",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "verb": _CLEFT}, ("action", "thing"), (" to", " a"),
     ),
 )  # fmt: skip
 MINIMAL_PAIRS: Mapping[str, Contrast] = MappingProxyType({contrast.name: contrast for contrast in _CONTRASTS})

@@ -1,6 +1,7 @@
 """Causal models that are shipped, each with the texts or inputs on which a network can be aligned with it.
 
-`interchange("ioi-position", 256, split="train")` makes a task by name, and `INTERCHANGES` lists the names.
+`interchange("ioi-position", 256, split="train")` makes a task on texts by name, and `INTERCHANGES` lists the names.
+`vector_interchange` draws vectors for networks small enough to train, `picture_interchange` prompts for pictures.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from interp.tasks.causal_models.equality import (
 )
 from interp.tasks.causal_models.ioi import ioi_interchange, ioi_model
 from interp.tasks.causal_models.number import number_interchange, number_model
+from interp.tasks.causal_models.pictures import PictureInterchange, picture_interchange, picture_model
 from interp.tasks.causal_models.price import price_interchange, price_model
 from interp.tasks.interchange import InterchangeTask
 from interp.tasks.pairs import check_choice
@@ -79,6 +81,7 @@ __all__ = [
     "VECTOR_MODELS",
     "VECTOR_VARIABLES",
     "Family",
+    "PictureInterchange",
     "VectorInterchange",
     "carry_interchange",
     "carry_model",
@@ -89,6 +92,8 @@ __all__ = [
     "ioi_model",
     "number_interchange",
     "number_model",
+    "picture_interchange",
+    "picture_model",
     "price_interchange",
     "price_model",
     "vector_interchange",

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from random import Random
+from typing import cast
 
 from interp.tasks.causal_model import CausalModel, Setting, Variable
 from interp.tasks.interchange import Instance, InterchangeTask, compose, draw_task
 from interp.tasks.pairs import check_choice, part_of, split_name
 
 MECHANISMS = ("boundaries", "bracket")
-BOUNDS = tuple(range(100, 1000, 25))
+BOUNDS = tuple(range(100, 1000, 20))
 """In cents, as are prices."""
 PRICES = tuple(range(5, 1000, 10))  # never a bound
 SOURCE = "Wu et al. 2023, arXiv:2305.08809"
@@ -65,8 +66,8 @@ def price_interchange(
         PairError: an unknown variable or split, or `n` below 1.
         InterpError: no variable, or `bracket` with others, which belong to the other model.
 
-    Measured: SmolLM2-135M does not solve this task: 0.59 and 0.55 of 128 bases right (`"train"` and `"held out"`,
-        seed 0; its answer is yes or no in all). It is here for larger models; the paper's has 7B parameters.
+    Measured: SmolLM2-135M does not solve this task: 0.62 and 0.59 of 128 bases right (`"train"` and `"held out"`,
+        seed 0), where to say no always is right in 0.64 and 0.55. It is here for larger models (7B in the paper).
 
     Source: Wu et al. 2023 (arXiv:2305.08809). Their sentence, without an instruction format; their bounds and
         prices are any from 0.00 to 9.99.
@@ -85,7 +86,7 @@ def price_interchange(
                 return {"low": low, "high": high, "price": price}
 
     def write(values: Setting, _random: Random) -> Instance:
-        told = {name: f"{cents // 100}.{cents % 100:02d}" for name, cents in values.items() if name in model.inputs}
+        told = {name: f"{cast(int, values[name]) / 100:.2f}" for name in model.inputs}
         text, regions = compose(_TEMPLATE, model.inputs, told)
         return Instance(text, str(values["answer"]), regions, values)
 
