@@ -30,11 +30,11 @@ import torch
 from scipy.stats import binomtest
 
 from interp.circuits.ablation import Ablation, Cut
-from interp.circuits.hypotheses import Examined, Trials, edge_p, examine, judged, rank_p
+from interp.circuits.hypotheses import Examined, Trials, edge_p, examine, judged, random_circuits, rank_p
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Pairs, Problem
 from interp.circuits.results import Circuit, EdgeScores, said_verdict
-from interp.circuits.select import MIB_SIZES, nested, random_like
+from interp.circuits.select import MIB_SIZES, nested
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.progress import Progress, silent
@@ -57,7 +57,7 @@ class Evaluation(Result):
 
     `.data` holds over `size` (share of the edges): `edges`, their number; `value`, the metric of each circuit per
     `example`; `faithfulness`, with its 95 % bootstrap interval over pairs, `low` and `high`; `random`, the faithfulness
-    of `draw` random circuits with as many edges of every type (NaN where fewer were drawn), and `p`, the share of
+    of `draw` random circuits (see `interp.circuits.connected`; NaN where fewer were drawn), and `p`, the share of
     circuits (this one counted among the random ones) that are at least as faithful. Scalars `cpr` and `cmd`, with
     `_low` and `_high`, exist from two sizes on; per `example` the metric's `clean`, `corrupted` and `empty`, that of
     the circuit of no edges. `edge` over `size` × `sender` × `receiver` are the circuits, and `score` what they were
@@ -175,8 +175,8 @@ class Evaluation(Result):
         if p["like"][0]:
             lines.append(
                 f"    sufficiency: {float(data['faithfulness'][number]):.3f} against "
-                f"{float(np.nanmean(data['random'][number])):.3f} of random circuits (as many edges"
-                f"{' of every type' if p['like'][0] == 'types' else ''}), p {float(data['p'][number]):.2g}"
+                f"{float(np.nanmean(data['random'][number])):.3f} of random circuits ({p['like'][0]}), "
+                f"p {float(data['p'][number]):.2g}"
             )
         if p["like"][1]:
             lines.append(
@@ -209,7 +209,7 @@ class Evaluation(Result):
         if "random" in data:
             drawn = data["random"]
             rows.append([x.values for x in (drawn.mean("draw"), drawn.min("draw"), drawn.max("draw"))])
-            lines.append("random, same types")
+            lines.append("random")
         stacked = np.array(rows).transpose(1, 0, 2)
         y, low, high = (
             xr.DataArray(x, dims=("circuits", "size"), coords={"circuits": lines, "size": data["size"].values})
@@ -308,9 +308,13 @@ def evaluate(
         examined = examine(cut, chosen[number], trials, generator, progress)
         drawn[number, : trials.n_random] = examined.random
     others = [i for i in range(len(chosen)) if examined is None or i != number or not examined.like[0]]
+    connected = trials.connected if trials else True
     for i in progress(others, "random circuits of other sizes") if n_random else ():
-        for j in range(n_random):
-            drawn[i, j] = values[i] if _whole(chosen[i]) else cut.kept(random_like(chosen[i], generator))
+        if _whole(chosen[i]):
+            drawn[i, :n_random] = values[i]
+            continue
+        for j, edges in enumerate(random_circuits(chosen[i], n_random, generator, connected)[0]):
+            drawn[i, j] = cut.kept(edges)
     found = _curve(problem, shares, chosen, (clean, empty), values, drawn, seed)
     variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
     record = problem.record(

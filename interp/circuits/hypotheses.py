@@ -3,7 +3,8 @@
 With m the mean metric, C the circuit, M the whole model, ∅ the circuit of no edges, everything in shares of the gap
 m(M) − m(∅):
 
-- *sufficiency*: is C more faithful than random circuits of as many edges of every type?
+- *sufficiency*: is C more faithful than random circuits of as many edges of every type, all of them on a way from the
+  input to the logits (`interp.circuits.connected`)?
 - *partial necessity*: does the model lose more without C than without random circuits of that size outside of C?
 - *minimality* of an edge: does C change more without it than C, inflated by a random path, without an edge of that
   path?
@@ -11,7 +12,7 @@ m(M) − m(∅):
   lacks may show only where other parts are gone.)
 
 p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
-hypothesis that C is as any of them. An edge's p is binomial: its change against the change of each of n random edges,
+hypothesis that C is as any of them (for the first, that it was drawn as they were). An edge's p is binomial: its change against the change of each of n random edges,
 under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges tested; all edges
 share the random ones. Of 20 random edges the first of 10 tested ones must exceed 17; of 10 all 10, so that a single
 random edge that happens to matter would decide. Pairs are taken as they are: p says nothing about other prompts
@@ -19,7 +20,7 @@ random edge that happens to matter would decide. Pairs are taken as they are: p 
 
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (arXiv:2410.13032): sufficiency, partial
 necessity, minimality with inflated circuits. There the first two are binomial as well, with a quantile q*, random
-circuits are unions of paths, and edges are corrected after Bonferroni. Completeness as in Wang et al. 2022
+circuits are unions of paths, knocked out as well as kept, and edges are corrected after Bonferroni. Completeness as in Wang et al. 2022
 (arXiv:2211.00593), over random K.
 """
 
@@ -34,12 +35,16 @@ from scipy.special import gammaln
 from scipy.stats import binomtest
 
 from interp.circuits.ablation import Cut
+from interp.circuits.connected import connected_like
 from interp.circuits.graph import Graph
 from interp.circuits.results import Circuit
-from interp.circuits.select import edge_types, random_like
+from interp.circuits.select import edge_types, live_edges, random_like
 from interp.errors import InterpError
 from interp.progress import Progress
 from interp.statistics import holm
+
+
+LIKE = {"types": "as many edges of every type", "number": "as many edges", "": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Trials:
 
     Attributes:
         n_random: random circuits for sufficiency, and again for partial necessity. 19 allow p = 0.05.
+        connected: those for sufficiency have no dead ends. Otherwise their edges are drawn one by one, most of them
+            lead nowhere, and it takes little to do better.
         n_edges: edges tested for minimality, drawn at random; `None`: all.
         n_inflated: random edges that each of them is compared with (two passes each). Few give a test of little power.
         n_subsets: random sets of nodes for completeness (two passes each).
@@ -59,6 +66,7 @@ class Trials:
     """
 
     n_random: int = 19
+    connected: bool = True
     n_edges: int | None = 10
     n_inflated: int = 20
     n_subsets: int = 5
@@ -81,8 +89,7 @@ class Examined:
     """What the tests of a circuit found, in the metric's unit; examples are pairs.
 
     Attributes:
-        like: what the random circuits share with it: `"types"`, `"number"` (where there are too few circuits of its
-            types), or `""` where there are none to compare with; for sufficiency, for necessity.
+        like: what the random circuits are like, in words, for sufficiency, for necessity; `""` where there are too few.
         random: metric of random circuits [draw, example].
         knocked_out: metric of the model without the circuit [example].
         knocked_out_random: without random circuits outside of it [draw, example].
@@ -112,7 +119,9 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
     """
     graph, edges, n = found.graph, found.edges, len(cut.problem.encoded)
     rest = graph.edges & ~edges
-    like = alternatives(graph, edges, graph.edges, trials.n_random), alternatives(graph, edges, rest, trials.n_random)
+    circuits, kept_like = random_circuits(found, trials.n_random, generator, trials.connected)
+    outside_like = alternatives(graph, edges, rest, trials.n_random)
+    like = kept_like, LIKE[outside_like]
     chosen = np.argwhere(edges)
     if trials.n_edges is not None and trials.n_edges < len(chosen):
         chosen = chosen[np.sort(generator.choice(len(chosen), trials.n_edges, replace=False))]
@@ -125,12 +134,10 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
 
     empty = np.full((trials.n_random, n), np.nan)
     random, outside = empty.copy(), empty.copy()
-    for drawn, kind, among, value, what in (
-        (random, like[0], graph.edges, cut.kept, "random circuits"),
-        (outside, like[1], rest, cut.without, "random knock-outs"),
-    ):
-        for draw in progress(range(trials.n_random), what) if kind else ():
-            drawn[draw] = value(random_like(found, generator, among, typed=kind == "types"))
+    for draw, one in enumerate(progress(circuits, "random circuits")):
+        random[draw] = cut.kept(one)
+    for draw in progress(range(trials.n_random), "random knock-outs") if like[1] else ():
+        outside[draw] = cut.without(random_like(found, generator, rest, typed=outside_like == "types"))
 
     without_edge = np.full((len(chosen), n), np.nan)
     for number, (i, j) in enumerate(progress(chosen.tolist(), "edges of the circuit")):
@@ -162,6 +169,23 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
         [f"{graph.senders[i]}->{graph.receivers[j]}" for i, j in chosen], without_edge, inflated,
         [names[gone].tolist() for gone in subsets], broken,
     )  # fmt: skip
+
+
+def random_circuits(
+    found: Circuit, n: int, generator: np.random.Generator, connected: bool = True
+) -> tuple[list[np.ndarray], str]:
+    """(n random circuits to compare with, what they are like); none, and `""`, where there are too few others.
+
+    Args:
+        connected: without dead ends, if the circuit does not consist of them.
+    """
+    if connected and n and live_edges(found.graph, found.edges).any():
+        for typed, said in ((True, LIKE["types"]), (False, LIKE["number"])):
+            if drawn := connected_like(found, n, generator, typed=typed):
+                return drawn, f"{said}, without dead ends"
+        return [], ""
+    like = alternatives(found.graph, found.edges, found.graph.edges, n)
+    return [random_like(found, generator, typed=like == "types") for _ in range(n if like else 0)], LIKE[like]
 
 
 def rank_p(value: float, drawn: np.ndarray) -> float:

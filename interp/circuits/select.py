@@ -105,17 +105,22 @@ def prune(found: Circuit) -> Circuit:
     Raises:
         InterpError: no edge lies on a way from the input to the logits.
     """
-    graph, kept = found.graph, found.edges.copy()
+    kept = live_edges(found.graph, found.edges)
+    if not kept.any():
+        raise InterpError("No edge of this circuit lies on a way from the input to the logits: pruned, it is empty.")
+    return circuit(found, kept, f"{found.provenance['selection']}, pruned")
+
+
+def live_edges(graph: Graph, edges: np.ndarray) -> np.ndarray:
+    """Bool [sender, receiver]: those of some edges that lie on a way from the input to the logits."""
+    kept = edges
     while True:
         alive = np.append(kept.any(1), True)  # of the nodes; `logits` always is
         alive &= np.concatenate([[True], (kept.any(0) @ graph.feeds)[1:]])
         connected = kept & alive[:-1, None] & (graph.feeds @ alive)
         if (connected == kept).all():
-            break
+            return kept
         kept = connected
-    if not kept.any():
-        raise InterpError("No edge of this circuit lies on a way from the input to the logits: pruned, it is empty.")
-    return circuit(found, kept, f"{found.provenance['selection']}, pruned")
 
 
 def random_like(
