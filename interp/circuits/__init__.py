@@ -2,7 +2,7 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
-from interp.circuits.controls import Claim, claim, reset, shuffled_answers
+from interp.circuits.controls import Claim, claim, claim_found, reset, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
 from interp.circuits.head_gating import HeadGates, HeadToggles, head_gating, toggle_heads
@@ -26,6 +26,7 @@ from interp.circuits.score import (
 )
 from interp.circuits.select import (
     MIB_SIZES,
+    between,
     circuit,
     greedy,
     nested,
@@ -56,9 +57,11 @@ __all__ = [
     "acdc",
     "attribution_patching",
     "auc",
+    "between",
     "by_prompts",
     "circuit",
     "claim",
+    "claim_found",
     "eap",
     "eap_ig",
     "eap_ig_activations",

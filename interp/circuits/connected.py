@@ -1,7 +1,8 @@
 """Random circuits that could be circuits: every edge on a way from the input to the logits.
 
-Edges drawn one by one hardly ever join: at 2 % of a model's edges most lead from nodes that nothing reaches to nodes
-that nobody reads, and such edges change nothing. To do better than that shows little. Here a random circuit is drawn
+Edges drawn one by one join badly: of 2 % of SmolLM2's, most (60 to 86 % in six draws) lead from nodes that nothing
+reaches or to nodes that nobody reads, and change nothing. To do better than that shows little. Here a random circuit is
+drawn
 
     uniformly from all circuits that have as many edges of every type as C has without its dead ends, and no dead ends
 
@@ -14,9 +15,9 @@ kind take the place of one in use, with all its edges. With V the number of dead
 reaches, receivers in use that lead nowhere) and E that of the graph's edges, a proposal is accepted with the
 probability min(1, E^−ΔV), so the chain is at a set of edges in proportion to E^−V; seen only when V = 0, it is at each
 of the circuits above equally often (sets with V > 0 are what it may go through on its way from one to the next). It
-runs from C back to a *hub*, and from there once for each random circuit, each time until it has seen V = 0 `_SWEEPS` · n
-times, n the number of edges (and at least `_LEAST` times). A reversible chain runs backwards as it runs forwards, so if C itself is such a
-random circuit, C and the others are exchangeable given the hub, and
+runs from C back to a *hub*, and from there once for each random circuit, each time until it has seen V = 0 `_SWEEPS` ·
+n times, n the number of edges (and at least `_LEAST` times). A reversible chain runs backwards as it runs forwards, so
+if C itself is such a random circuit, C and the others are exchangeable given the hub, and
 
     p = (1 + #{random circuits at least as faithful as C}) / (1 + #{random circuits})
 
@@ -44,7 +45,7 @@ _BLOCK = 4096
 def connected_like(
     found: Circuit, n: int, generator: np.random.Generator, *, typed: bool = True
 ) -> list[np.ndarray] | None:
-    """n random circuits [sender, receiver] without dead ends, exchangeable with the circuit; the module says how.
+    """N random circuits [sender, receiver] without dead ends, exchangeable with the circuit; the module says how.
 
     Args:
         typed: with as many edges of every type; otherwise as many.
@@ -125,9 +126,10 @@ class _Chain:
         """Go on until so many moments without dead ends have passed."""
         n, price = len(self.inside), log(len(self.sender))
         nodes = min(0.5, 8 / n)  # how often a node is proposed: that takes n times as long
+        block = min(_BLOCK, 2 * times)
         while True:
-            slots = self.generator.integers(n, size=_BLOCK).tolist()
-            kinds, places, chances = self.generator.random((3, _BLOCK))
+            slots = self.generator.integers(n, size=block).tolist()
+            kinds, places, chances = self.generator.random((3, block))
             which, lucks = (kinds < nodes).tolist(), np.log(chances).tolist()
             for slot, whole, place, luck in zip(slots, which, places.tolist(), lucks, strict=True):
                 if whole:

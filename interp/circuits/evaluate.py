@@ -30,7 +30,7 @@ import torch
 from scipy.stats import binomtest
 
 from interp.circuits.ablation import Ablation, Cut
-from interp.circuits.hypotheses import Examined, Trials, edge_p, examine, judged, random_circuits, rank_p
+from interp.circuits.hypotheses import Examined, Trials, edge_p, edge_power, examine, judged, random_circuits, rank_p
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Pairs, Problem
 from interp.circuits.results import Circuit, EdgeScores, said_verdict
@@ -64,8 +64,9 @@ class Evaluation(Result):
     chosen by.
 
     Of the examined circuit: `lost`, the share of the gap that the model loses without it, `lost_random` without
-    random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap) and
-    adjusted `edge_p`, and `random_change` of the random edges; per `subset` of nodes, `left_circuit` and `left_model`,
+    random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap),
+    adjusted `edge_p` (it is needed more than random ones) and `edge_p_less` (it is not), and `random_change` of the
+    random edges; per `subset` of nodes, `left_circuit` and `left_model`,
     the faithfulness of circuit and model without them; `p_task`, of the model's right answers.
     """
 
@@ -122,8 +123,12 @@ class Evaluation(Result):
         if number != self._examined:
             return notes
         if data.sizes.get("tested"):
-            needed = int((data["edge_p"] <= self.provenance["trials"]["level"]).sum())
-            notes.append(f"{needed} of {data.sizes['tested']} edges tested are needed more than random ones")
+            needed, spare = (len(self._edges(name)) for name in ("needed", "spare"))
+            said = f"{needed} of {data.sizes['tested']} edges tested are needed more than random ones"
+            said += f", {spare} no more than those" if spare else ""
+            left = data.sizes["tested"] - needed - spare
+            said += f", {left} cannot be decided with {self._n_random_edges} random edges" if left else ""
+            notes.append(said)
         if data.sizes.get("subset"):
             apart, whole = float(np.abs(data["left_circuit"] - data["left_model"]).mean()), data["left_model"]
             notes.append(
@@ -131,6 +136,17 @@ class Evaluation(Result):
                 f"{float(1 - whole.mean()):.2f})"
             )
         return notes
+
+    @property
+    def _n_random_edges(self) -> int:
+        return int(self.data["random_change"].notnull().sum()) if "random_change" in self.data else 0
+
+    def _edges(self, which: str) -> list[str]:
+        """Names of the tested edges that are `needed` more than random ones, `spare` (no more), or `open`."""
+        data, level = self.data, self.provenance["trials"]["level"]
+        needed = data["edge_p"].values <= level
+        spare = data["edge_p_less"].values <= level
+        return data["tested"].values[{"needed": needed, "spare": spare, "open": ~needed & ~spare}[which]].tolist()
 
     def summary(self) -> str:
         """A line per size, whether it beats chance, and what the tests of the examined one say."""
@@ -185,11 +201,16 @@ class Evaluation(Result):
                 f"p {float(data['p_necessity']):.2g}"
             )
         lines += [f"    {note}" for note in self._notes(number or 0)]
-        if data.sizes.get("tested"):
-            spare = data["tested"].values[data["edge_p"].values > p["trials"]["level"]]
-            lines += [f"    not shown to be needed: {', '.join(spare[:8])}{' …' if len(spare) > 8 else ''}"] * bool(
-                len(spare)
+        n, random = data.sizes.get("tested", 0), self._n_random_edges
+        if n and random:
+            enough, chance = edge_power(n, random, p["trials"]["level"])
+            lines.append(
+                f"    (to be shown to be needed an edge must exceed up to {enough} of {random} random ones; one that "
+                f"exceeds 9 in 10 of all does with a chance of {chance:.2f}; least p {n * 0.5**random:.1g})"
             )
+            for which, said in (("spare", "needed no more than random edges"), ("open", "not decided")):
+                names = self._edges(which)
+                lines += [f"    {said}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"] * bool(names)
         return lines
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -370,11 +391,12 @@ def _tests(
     gap, share = clean - empty, {"unit": "share of the gap"}
     lost, random = ((clean - x.mean(-1)) / gap for x in (examined.knocked_out, examined.knocked_out_random))
     tolerance = 1e3 * torch.finfo(problem.model.dtype).eps * max(1.0, float(np.abs(ends[0]).max()))
-    changes, p = edge_p(values[number], examined, tolerance)
+    changes, p, less = edge_p(values[number], examined, tolerance)
     left = (examined.broken.mean(-1) - empty) / gap
     variables |= {
         "lost": ((), float(lost), share), "p_necessity": ((), rank_p(float(lost), random)),
         "edge_change": ("tested", changes / abs(gap), share), "edge_p": ("tested", p),
+        "edge_p_less": ("tested", less),
         "left_circuit": ("subset", left[0], share), "left_model": ("subset", left[1], share),
     }  # fmt: skip
     if trials.n_random:

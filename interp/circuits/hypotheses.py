@@ -12,15 +12,18 @@ m(M) − m(∅):
   lacks may show only where other parts are gone.)
 
 p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
-hypothesis that C is as any of them (for the first, that it was drawn as they were). An edge's p is binomial: its change against the change of each of n random edges,
-under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges tested; all edges
-share the random ones. Of 20 random edges the first of 10 tested ones must exceed 17; of 10 all 10, so that a single
+hypothesis that C is as any of them (for the first, that it was drawn as they were). An edge's p is binomial: its change
+against the change of each of n random edges, under the hypothesis that it is larger in half of the cases or less,
+Holm-corrected over the edges tested; all edges share the random ones. Under the opposite hypothesis an edge can be
+shown to be needed no more than random ones; what is shown in neither way cannot be decided with n. No p is less than
+2^−n, times the number of edges tested: of 20 random edges the first of 10 tested ones must exceed 17, which one that
+exceeds nine in ten of all random edges does with a chance of 0.87; of 10 it must exceed all 10 (0.35), so that a single
 random edge that happens to matter would decide. Pairs are taken as they are: p says nothing about other prompts
 (intervals of faithfulness do).
 
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (arXiv:2410.13032): sufficiency, partial
 necessity, minimality with inflated circuits. There the first two are binomial as well, with a quantile q*, random
-circuits are unions of paths, knocked out as well as kept, and edges are corrected after Bonferroni. Completeness as in Wang et al. 2022
+circuits are unions of paths, and edges are corrected after Bonferroni. Completeness as in Wang et al. 2022
 (arXiv:2211.00593), over random K.
 """
 
@@ -32,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from interp.circuits.ablation import Cut
 from interp.circuits.connected import connected_like
@@ -42,7 +45,6 @@ from interp.circuits.select import edge_types, live_edges, random_like
 from interp.errors import InterpError
 from interp.progress import Progress
 from interp.statistics import holm
-
 
 LIKE = {"types": "as many edges of every type", "number": "as many edges", "": ""}
 
@@ -194,8 +196,8 @@ def rank_p(value: float, drawn: np.ndarray) -> float:
     return float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if len(drawn) else float("nan")
 
 
-def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """(how much the circuit changes without each edge, adjusted p that this is more than without a random edge).
+def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much the circuit changes without each edge, and adjusted p: this is more than for most random ones; less.
 
     A change is the mean over pairs of |difference|, in the metric's unit.
 
@@ -207,9 +209,23 @@ def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.
     random = np.abs(examined.inflated[0] - examined.inflated[1]).mean(-1)
     random = random[~np.isnan(random)]
     if not len(random):
-        return changes, np.full(len(changes), np.nan)
+        return changes, np.full(len(changes), np.nan), np.full(len(changes), np.nan)
     wins = (changes[:, None] > random + tolerance).sum(1)
-    return changes, holm([binomtest(int(won), len(random), 0.5, alternative="greater").pvalue for won in wins])
+    more, less = (
+        holm([binomtest(int(won), len(random), 0.5, alternative=side).pvalue for won in wins])
+        for side in ("greater", "less")
+    )
+    return changes, more, less
+
+
+def edge_power(n_edges: int, n_random: int, level: float, share: float = 0.9) -> tuple[int, float]:
+    """(random edges that an edge must exceed to be shown to be needed, chance of one that exceeds a `share` of all).
+
+    Under the strictest step of Holm's correction, that of the first of `n_edges`; the next ones need fewer.
+    """
+    needed = np.arange(n_random + 1)
+    enough = int(np.append(needed[binom.sf(needed - 1, n_random, 0.5) <= level / n_edges], n_random + 1)[0])
+    return enough, float(binom.sf(enough - 1, n_random, share))
 
 
 def alternatives(graph: Graph, edges: np.ndarray, among: np.ndarray, n: int) -> str:
