@@ -4,6 +4,7 @@ from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
 from interp.circuits.controls import Claim, claim, claim_found, reset, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
+from interp.circuits.finer import PartScores, neuron_scores, position_scores
 from interp.circuits.graph import Graph
 from interp.circuits.head_gating import HeadGates, HeadToggles, head_gating, toggle_heads
 from interp.circuits.heads import HeadBehaviour, head_behaviour
@@ -51,6 +52,7 @@ __all__ = [
     "HeadGates",
     "HeadToggles",
     "NodeScores",
+    "PartScores",
     "PathEffects",
     "Stability",
     "Trials",
@@ -74,8 +76,10 @@ __all__ = [
     "head_gating",
     "information_flow",
     "nested",
+    "neuron_scores",
     "node_gates",
     "path_patching",
+    "position_scores",
     "prune",
     "random_scores",
     "read_mib",
