@@ -1,8 +1,8 @@
 """Random circuits that could be circuits: every edge on a way from the input to the logits.
 
-Edges drawn one by one join badly: of 2 % of SmolLM2's, most (60 to 86 % in six draws) lead from nodes that nothing
-reaches or to nodes that nobody reads, and change nothing. To do better than that shows little. Here a random circuit is
-drawn
+Edges drawn one by one join badly: of 1,413 of SmolLM2's (2 %), with the types of a circuit for IOI, 31 to 1,014 were on
+such a way in 19 draws. The others lead from nodes that nothing reaches or to nodes that nobody reads, and change nothing.
+Here a random circuit is drawn
 
     uniformly from all circuits that have as many edges of every type as C has without its dead ends, and no dead ends
 

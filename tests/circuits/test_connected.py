@@ -143,9 +143,9 @@ def test_p_is_uniform_for_a_circuit_that_was_drawn_like_the_others():
 
 @pytest.mark.parametrize("name", ["trigram", "planted"])
 def test_the_true_circuit_beats_them_and_one_of_them_does_not(name):
-    truth = planted(n_layers=3, n_heads=3) if name == "planted" else compiled(name)
+    truth = planted(16, n_layers=3, n_heads=3) if name == "planted" else compiled(name, 16)
     found = true_circuit(truth)
-    trials = Trials(n_random=39, n_edges=0, n_inflated=0, n_subsets=0)
+    trials = Trials(n_random=19, n_edges=0, n_inflated=0, n_subsets=0)
     result = evaluate(truth.model, truth.task, found, trials=trials)
     assert "without dead ends" in repr(result) and float(result.data["p"][0]) <= 0.05
     for seed in range(2):
