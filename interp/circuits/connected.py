@@ -1,8 +1,8 @@
 """Random circuits that could be circuits: every edge on a way from the input to the logits.
 
 Edges drawn one by one join badly: of 1,413 of SmolLM2's (2 %), with the types of a circuit for IOI, 31 to 1,014 were on
-such a way in 19 draws. The others lead from nodes that nothing reaches or to nodes that nobody reads, and change nothing.
-Here a random circuit is drawn
+such a way in 19 draws. The others lead from nodes that nothing reaches or to nodes that nobody reads, and change
+nothing. Here a random circuit is drawn
 
     uniformly from all circuits that have as many edges of every type as C has without its dead ends, and no dead ends
 

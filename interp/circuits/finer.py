@@ -55,11 +55,18 @@ class PartScores(Result):
         return f"{p['method'].capitalize()} · {p['task']} ({p['n_scored']} pairs) · {p['model']}"
 
     def table(self, n: int = 10) -> DataFrame:
-        """The n parts of the highest |score|, strongest first, with their `score` and `error`."""
-        data = self.data[["score", "error"]].reset_coords(drop=True).stack(part=self.data["score"].dims)
-        data = data.dropna("part", subset=["score"])
-        order = np.argsort(-np.abs(data["score"].values), kind="stable")[:n]
-        return data.isel(part=order).to_dataframe()[["score", "error"]]
+        """The n parts of the highest |score|, strongest first: where they are, `score` and `error`."""
+        import pandas
+
+        score = self.data["score"]
+        known = np.flatnonzero(np.isfinite(score.values))
+        order = known[np.argsort(-np.abs(score.values.flat[known]), kind="stable")[:n]]
+        columns: dict[str, Any] = {
+            str(dim): score[dim].values[at]
+            for dim, at in zip(score.dims, np.unravel_index(order, score.shape), strict=True)
+        }
+        columns |= {name: self.data[name].values.flat[order] for name in ("score", "error")}
+        return pandas.DataFrame(columns)
 
     def summary(self) -> str:
         """The strongest parts."""
@@ -67,8 +74,8 @@ class PartScores(Result):
         ends = (f"{which} {float(self.data[which].mean()):+.3f}" for which in ("clean", "corrupted"))
         lines = [f"PartScores: {self.title}", f"  {self.provenance['metric']} {', '.join(ends)} {unit}"]
         lines.append("  strongest (± standard error):")
-        for part, row in self.table(5).iterrows():
-            named = ", ".join(f"{dim} {value}" for dim, value in zip(dims, np.atleast_1d(part), strict=True))
+        for row in self.table(5).to_dict("records"):
+            named = ", ".join(f"{dim} {row[str(dim)]}" for dim in dims)
             lines.append(f"  {row['score']:+.3f} ± {row['error']:.3f} {named}")
         return "\n".join(lines)
 

@@ -109,9 +109,10 @@ def test_they_show_and_keep_themselves(tmp_path):
         assert "strongest" in repr(found) and "Attribution patching" in repr(found)
         strongest = found.table(3)
         assert len(strongest) == 3 and strongest["score"].abs().is_monotonic_decreasing
-        at = strongest.index[0]
-        cell = dict(zip(found.data["score"].dims, at, strict=True))
+        dims = found.data["score"].dims
+        cell = {dim: strongest[dim].iloc[0] for dim in dims}
         assert float(found.data["score"].sel(cell)) == strongest["score"].iloc[0]
+        assert float(np.nanmax(np.abs(found.data["score"]))) == strongest["score"].abs().iloc[0]
         assert found.plot().layout.title.text
         found.save(tmp_path / "parts.nc")
         assert repr(PartScores.load(tmp_path / "parts.nc")) == repr(found)
