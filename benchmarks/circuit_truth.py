@@ -34,7 +34,7 @@ def makers(n: int) -> dict[str, Callable[[], Any]]:
 
 
 def ways(methods: list[str] | None) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """(function, options) of every method, in both directions where it has directions; EAP-IG with more steps too."""
+    """(function, options) of every method, in both directions where it has them; EAP-IG also otherwise."""
     from interp import circuits
     from interp.circuits.score import METHODS
 
@@ -43,7 +43,7 @@ def ways(methods: list[str] | None) -> dict[str, tuple[Callable[..., Any], dict[
     for name, function in (dict(METHODS) | nodes).items():
         if methods and name not in methods:
             continue
-        more = [{"steps": 5}, {"steps": 20}] if name.startswith("eap-ig") else [{}]
+        more = [{"steps": 5}, {"points": "shifted", "steps": 5}, {"steps": 20}] if name.startswith("eap-ig") else [{}]
         directed = "direction" in inspect.signature(function).parameters
         for options in more:
             for direction in ({"direction": "noising"}, {"direction": "denoising"}) if directed else ({},):

@@ -2,8 +2,9 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
-from interp.circuits.controls import Claim, claim, shuffled_answers
+from interp.circuits.controls import Claim, claim, claim_found, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
+from interp.circuits.finer import PartScores, neuron_scores, position_scores
 from interp.circuits.graph import Graph
 from interp.circuits.head_gating import HeadGates, HeadToggles, head_gating, toggle_heads
 from interp.circuits.heads import HeadBehaviour, head_behaviour
@@ -26,6 +27,7 @@ from interp.circuits.score import (
 )
 from interp.circuits.select import (
     MIB_SIZES,
+    between,
     circuit,
     greedy,
     nested,
@@ -51,15 +53,18 @@ __all__ = [
     "HeadGates",
     "HeadToggles",
     "NodeScores",
+    "PartScores",
     "PathEffects",
     "Stability",
     "Trials",
     "acdc",
     "attribution_patching",
     "auc",
+    "between",
     "by_prompts",
     "circuit",
     "claim",
+    "claim_found",
     "eap",
     "eap_ig",
     "eap_ig_activations",
@@ -72,12 +77,13 @@ __all__ = [
     "head_gating",
     "information_flow",
     "nested",
+    "neuron_scores",
     "node_gates",
     "path_patching",
+    "position_scores",
     "prune",
     "random_scores",
     "read_mib",
-    "reset",
     "score",
     "senders_into",
     "shuffled_answers",

@@ -1,7 +1,7 @@
 """Where nothing is to be found: a network of random weights, and answers that have nothing to do with the prompts.
 
 A method that claims a circuit there would claim one anywhere. `claim` says what claiming means: scores from one half
-of the pairs, a circuit of a stated size, and on the other half
+of the pairs, a circuit of a stated size (`claim_found`: however it is found), and on the other half
 
 1. clean and corrupted prompts differ in the metric by more than the uncertainty of that difference;
 2. the circuit passes `evaluate`: faithful, sufficient, partially necessary (where there are too few random circuits to
@@ -12,13 +12,14 @@ of the pairs, a circuit of a stated size, and on the other half
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.hypotheses import Trials
-from interp.circuits.results import said_verdict
+from interp.circuits.results import Circuit, said_verdict
 from interp.circuits.score import score
 from interp.circuits.select import top_n
 from interp.errors import InterpError, PairError
@@ -78,6 +79,30 @@ def claim(
     Raises:
         InterpError: fewer than four pairs, or than 19 random circuits; as `score` and `top_n`.
     """
+    return claim_found(
+        model, task, lambda m, some: top_n(score(m, some, method, **options), n_edges), n_random=n_random, seed=seed
+    )
+
+
+def claim_found(
+    model: LanguageModel,
+    task: Task,
+    find: Callable[[LanguageModel, Task], Circuit | None],
+    *,
+    n_random: int = 19,
+    seed: int = 0,
+) -> Claim:
+    """Whether a circuit may be claimed that was found in any way; the module says by which conditions.
+
+    Args:
+        task: pairs in random order; `find` sees the first half, and the circuit is tried on the second.
+        find: from model and pairs to a circuit, or None where it finds none.
+        n_random: circuits to compare with.
+        seed: of the random circuits.
+
+    Raises:
+        InterpError: as `claim`, and as `find`.
+    """
     from scipy.stats import binomtest
 
     half = len(task) // 2
@@ -85,7 +110,9 @@ def claim(
         raise InterpError(f"{len(task)} pairs and {n_random} random circuits: a claim takes at least 4 and 19.")
     chosen_on, tried_on = task.select(list(range(half))), task.select(list(range(half, len(task))))
     try:
-        found = top_n(score(model, chosen_on, method, **options), n_edges)
+        found = find(model, chosen_on)
+        if found is None:
+            return Claim(False, "no circuit was found")
         trials = Trials(n_random=n_random, n_edges=0, n_inflated=0, n_subsets=0)
         result = evaluate(model, tried_on, found, trials=trials, seed=seed)
     except PairError as error:
@@ -100,4 +127,4 @@ def claim(
         why = f"the model answers {right} of {2 * len(tried_on)} prompts rightly, as coins could"
         return Claim(False, why, result)
     p = float(result.data["p"][0])
-    return Claim(True, f"{n_edges} edges keep {kept:.2f} of the difference, p {p:.2g}", result)
+    return Claim(True, f"{int(found.edges.sum())} edges keep {kept:.2f} of the difference, p {p:.2g}", result)

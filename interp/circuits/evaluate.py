@@ -30,11 +30,11 @@ import torch
 from scipy.stats import binomtest
 
 from interp.circuits.ablation import Ablation, Cut
-from interp.circuits.hypotheses import Examined, Trials, edge_p, examine, judged, rank_p
+from interp.circuits.hypotheses import Examined, Trials, edge_p, edge_power, examine, judged, random_circuits, rank_p
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Pairs, Problem
 from interp.circuits.results import Circuit, EdgeScores, said_verdict
-from interp.circuits.select import MIB_SIZES, nested, random_like
+from interp.circuits.select import MIB_SIZES, nested
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.progress import Progress, silent
@@ -57,15 +57,16 @@ class Evaluation(Result):
 
     `.data` holds over `size` (share of the edges): `edges`, their number; `value`, the metric of each circuit per
     `example`; `faithfulness`, with its 95 % bootstrap interval over pairs, `low` and `high`; `random`, the faithfulness
-    of `draw` random circuits with as many edges of every type (NaN where fewer were drawn), and `p`, the share of
+    of `draw` random circuits (see `interp.circuits.connected`; NaN where fewer were drawn), and `p`, the share of
     circuits (this one counted among the random ones) that are at least as faithful. Scalars `cpr` and `cmd`, with
     `_low` and `_high`, exist from two sizes on; per `example` the metric's `clean`, `corrupted` and `empty`, that of
     the circuit of no edges. `edge` over `size` × `sender` × `receiver` are the circuits, and `score` what they were
     chosen by.
 
     Of the examined circuit: `lost`, the share of the gap that the model loses without it, `lost_random` without
-    random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap) and
-    adjusted `edge_p`, and `random_change` of the random edges; per `subset` of nodes, `left_circuit` and `left_model`,
+    random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap),
+    adjusted `edge_p` (it is needed more than random ones) and `edge_p_less` (it is not), and `random_change` of the
+    random edges; per `subset` of nodes, `left_circuit` and `left_model`,
     the faithfulness of circuit and model without them; `p_task`, of the model's right answers.
     """
 
@@ -122,8 +123,12 @@ class Evaluation(Result):
         if number != self._examined:
             return notes
         if data.sizes.get("tested"):
-            needed = int((data["edge_p"] <= self.provenance["trials"]["level"]).sum())
-            notes.append(f"{needed} of {data.sizes['tested']} edges tested are needed more than random ones")
+            needed, spare = (len(self._edges(name)) for name in ("needed", "spare"))
+            said = f"{needed} of {data.sizes['tested']} edges tested are needed more than random ones"
+            said += f", {spare} no more than those" if spare else ""
+            left = data.sizes["tested"] - needed - spare
+            said += f", {left} cannot be decided with {self._n_random_edges} random edges" if left else ""
+            notes.append(said)
         if data.sizes.get("subset"):
             apart, whole = float(np.abs(data["left_circuit"] - data["left_model"]).mean()), data["left_model"]
             notes.append(
@@ -131,6 +136,17 @@ class Evaluation(Result):
                 f"{float(1 - whole.mean()):.2f})"
             )
         return notes
+
+    @property
+    def _n_random_edges(self) -> int:
+        return int(self.data["random_change"].notnull().sum()) if "random_change" in self.data else 0
+
+    def _edges(self, which: str) -> list[str]:
+        """Names of the tested edges that are `needed` more than random ones, `spare` (no more), or `open`."""
+        data, level = self.data, self.provenance["trials"]["level"]
+        needed = data["edge_p"].values <= level
+        spare = data["edge_p_less"].values <= level
+        return data["tested"].values[{"needed": needed, "spare": spare, "open": ~needed & ~spare}[which]].tolist()
 
     def summary(self) -> str:
         """A line per size, whether it beats chance, and what the tests of the examined one say."""
@@ -175,8 +191,8 @@ class Evaluation(Result):
         if p["like"][0]:
             lines.append(
                 f"    sufficiency: {float(data['faithfulness'][number]):.3f} against "
-                f"{float(np.nanmean(data['random'][number])):.3f} of random circuits (as many edges"
-                f"{' of every type' if p['like'][0] == 'types' else ''}), p {float(data['p'][number]):.2g}"
+                f"{float(np.nanmean(data['random'][number])):.3f} of random circuits ({p['like'][0]}), "
+                f"p {float(data['p'][number]):.2g}"
             )
         if p["like"][1]:
             lines.append(
@@ -185,11 +201,16 @@ class Evaluation(Result):
                 f"p {float(data['p_necessity']):.2g}"
             )
         lines += [f"    {note}" for note in self._notes(number or 0)]
-        if data.sizes.get("tested"):
-            spare = data["tested"].values[data["edge_p"].values > p["trials"]["level"]]
-            lines += [f"    not shown to be needed: {', '.join(spare[:8])}{' …' if len(spare) > 8 else ''}"] * bool(
-                len(spare)
+        n, random = data.sizes.get("tested", 0), self._n_random_edges
+        if n and random:
+            enough, chance = edge_power(n, random, p["trials"]["level"])
+            lines.append(
+                f"    (to be shown to be needed an edge must exceed up to {enough} of {random} random ones; one that "
+                f"exceeds 9 in 10 of all does with a chance of {chance:.2f}; least p {n * 0.5**random:.1g})"
             )
+            for which, said in (("spare", "needed no more than random edges"), ("open", "not decided")):
+                names = self._edges(which)
+                lines += [f"    {said}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"] * bool(names)
         return lines
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -209,7 +230,7 @@ class Evaluation(Result):
         if "random" in data:
             drawn = data["random"]
             rows.append([x.values for x in (drawn.mean("draw"), drawn.min("draw"), drawn.max("draw"))])
-            lines.append("random, same types")
+            lines.append("random")
         stacked = np.array(rows).transpose(1, 0, 2)
         y, low, high = (
             xr.DataArray(x, dims=("circuits", "size"), coords={"circuits": lines, "size": data["size"].values})
@@ -308,9 +329,13 @@ def evaluate(
         examined = examine(cut, chosen[number], trials, generator, progress)
         drawn[number, : trials.n_random] = examined.random
     others = [i for i in range(len(chosen)) if examined is None or i != number or not examined.like[0]]
+    connected = trials.connected if trials else True
     for i in progress(others, "random circuits of other sizes") if n_random else ():
-        for j in range(n_random):
-            drawn[i, j] = values[i] if _whole(chosen[i]) else cut.kept(random_like(chosen[i], generator))
+        if _whole(chosen[i]):
+            drawn[i, :n_random] = values[i]
+            continue
+        for j, edges in enumerate(random_circuits(chosen[i], n_random, generator, connected)[0]):
+            drawn[i, j] = cut.kept(edges)
     found = _curve(problem, shares, chosen, (clean, empty), values, drawn, seed)
     variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
     record = problem.record(
@@ -366,11 +391,12 @@ def _tests(
     gap, share = clean - empty, {"unit": "share of the gap"}
     lost, random = ((clean - x.mean(-1)) / gap for x in (examined.knocked_out, examined.knocked_out_random))
     tolerance = 1e3 * torch.finfo(problem.model.dtype).eps * max(1.0, float(np.abs(ends[0]).max()))
-    changes, p = edge_p(values[number], examined, tolerance)
+    changes, p, less = edge_p(values[number], examined, tolerance)
     left = (examined.broken.mean(-1) - empty) / gap
     variables |= {
         "lost": ((), float(lost), share), "p_necessity": ((), rank_p(float(lost), random)),
         "edge_change": ("tested", changes / abs(gap), share), "edge_p": ("tested", p),
+        "edge_p_less": ("tested", less),
         "left_circuit": ("subset", left[0], share), "left_model": ("subset", left[1], share),
     }  # fmt: skip
     if trials.n_random:

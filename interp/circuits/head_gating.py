@@ -47,7 +47,7 @@ from interp.models.language_model import LanguageModel
 from interp.models.site import Site
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
-from interp.tasks.metrics import LogProbability
+from interp.tasks.metrics import LogitDifference, LogProbability
 from interp.tasks.pairs import EncodedTask, Task
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class HeadToggles(Result):
 
     `.data` holds over `kind` × `toggled` × `example` the `log_probability` of the answer, in nats, under the gates of
     `start` with the first so many heads of that kind toggled (NaN beyond the number of heads of that kind), and per
-    `example` that of the whole model, `plain`.
+    `example` that of the whole model, `plain`, and of the gates before any is toggled, `start`, with the `lead` that
+    the answer then has over the wrong answer.
     """
 
     @property
@@ -147,15 +148,48 @@ class HeadToggles(Result):
         p = self.provenance
         return f"Heads toggled in order of score, from gates G+ · {p['task']} ({p['n_scored']} prompts) · {p['model']}"
 
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Whether facilitating heads may be said to do the task: `passed`, and the `reasons` against it.
+
+        On prompts on which the gates were not trained (i) the answer is ahead of the wrong one, under the gates, in
+        more prompts than coins would have it (p ≤ 0.01), and (ii) it loses more without the most facilitating heads, as
+        many as were toggled, than without as many irrelevant ones, or than nothing where there are not as many
+        (sign-flip test over prompts, p ≤ 0.05). Gates can learn how often answers occur; neither would follow.
+        """
+        from scipy.stats import binomtest
+
+        from interp.statistics import sign_flip_p
+
+        data, against = self.data, []
+        n, right = data.sizes["example"], int((data["lead"] > 0).sum())
+        if binomtest(right, n, alternative="greater").pvalue > 0.01:
+            against.append(f"under the gates the answer leads in {right} of {n} prompts, as coins could have it")
+        lost = data["start"] - data["log_probability"]
+        without = lost.sel(kind="facilitating").dropna("toggled", how="all")
+        most = int(without["toggled"].max()) if without.sizes["toggled"] else 0
+        if not most:
+            return {"passed": False, "reasons": [*against, "no head is facilitating"]}
+        costs = without.sel(toggled=most).values
+        others = np.nan_to_num(lost.sel(kind="irrelevant", toggled=most).values)
+        if not (costs > others).any() or costs.mean() <= others.mean() or sign_flip_p(costs - others) > 0.05:
+            against.append(
+                f"without the {most} most facilitating heads the answer loses {costs.mean():.2f} nats, without as many "
+                f"irrelevant ones {others.mean():.2f}"
+            )
+        return {"passed": not against, "reasons": against}
+
     def summary(self) -> str:
-        """A line per kind: start, and each number of toggled heads."""
+        """A line per kind: start, and each number of toggled heads; and whether they may be said to do the task."""
         means = self.data["log_probability"].mean("example")
         lines = [f"HeadToggles: {self.title}", f"  whole model {float(self.data['plain'].mean()):+.3f} nats"]
         for kind in KINDS:
             row = means.sel(kind=kind)
             steps = [f"{int(n)}: {float(x):+.3f}" for n, x in zip(row["toggled"], row, strict=True) if np.isfinite(x)]
             lines.append(f"  {kind} heads toggled: " + ", ".join(steps))
-        return "\n".join(lines)
+        verdict = self.verdict
+        said = f"DOES NOT PASS: {'; '.join(verdict['reasons'])}" if verdict["reasons"] else "PASSES"
+        return "\n".join([*lines, f"  do facilitating heads do the task? {said}"])
 
     def plot(self) -> Figure:
         """A curve per kind."""
@@ -252,8 +286,8 @@ def toggle_heads(
     """Toggle heads in the order of their scores and watch the answers, from gates G+ (mean over seeds).
 
     A toggled gate g becomes 1 − g. Of each kind only heads with a mean score of at least ½ are toggled. If the scores
-    are right, the log-probability falls as facilitating heads go, stays as irrelevant ones go, and falls as
-    interfering ones come back. Use prompts on which the gates were not trained.
+    are right, the log-probability falls as facilitating heads go, stays as irrelevant ones go, and falls as interfering
+    ones come back. Use prompts on which the gates were not trained; `HeadToggles.verdict` says what follows.
 
     Args:
         counts: numbers of heads to toggle.
@@ -270,7 +304,7 @@ def toggle_heads(
     encoded = task if isinstance(task, EncodedTask) else task.encode(model)
     chosen = list(gates.provenance["layers"])
     opened = torch.from_numpy(gates.data["opened"].mean("seed").values[chosen]).to(model.device, model.dtype)
-    masks, places = [torch.ones_like(opened)], []
+    masks, places = [torch.ones_like(opened), opened], []
     for row, kind in enumerate(KINDS):
         scores = gates.data[kind].mean("seed").values[chosen].ravel()
         order = np.argsort(-scores, kind="stable")[: int((scores >= 0.5).sum())]
@@ -280,9 +314,12 @@ def toggle_heads(
                 mask[some] = 1 - mask[some]
                 masks.append(mask.view_as(opened))
                 places.append((row, column))
-    run = Gated(model, encoded.clean, LogProbability(encoded.answer), [Site("z", layer) for layer in chosen])
+    sites = [Site("z", layer) for layer in chosen]
+    run = Gated(model, encoded.clean, LogProbability(encoded.answer), sites)
     found = _values(run, torch.stack(masks), chosen, budget)
-    return _toggled(encoded, gates, counts, places, found)
+    ahead = Gated(model, encoded.clean, LogitDifference(encoded.answer, encoded.wrong_answer), sites)
+    lead = _values(ahead, opened[None], chosen, budget)[0]
+    return _toggled(encoded, gates, counts, places, found, lead)
 
 
 @torch.no_grad()
@@ -387,18 +424,22 @@ def _result(
 
 
 def _toggled(
-    encoded: EncodedTask, gates: HeadGates, counts: Sequence[int], places: list[tuple[int, int]], found: np.ndarray
-) -> HeadToggles:
+    encoded: EncodedTask, gates: HeadGates, counts: Sequence[int], places: list[tuple[int, int]], found: np.ndarray,
+    lead: np.ndarray,
+) -> HeadToggles:  # fmt: skip
     import xarray as xr
 
     values = np.full((len(KINDS), len(counts), found.shape[1]), np.nan)
-    for (row, column), value in zip(places, found[1:], strict=True):
+    for (row, column), value in zip(places, found[2:], strict=True):
         values[row, column] = value
     unit = {"unit": "nats"}
     data = xr.Dataset(
-        {"log_probability": (("kind", "toggled", "example"), values, unit), "plain": ("example", found[0], unit)},
+        {
+            "log_probability": (("kind", "toggled", "example"), values, unit), "plain": ("example", found[0], unit),
+            "start": ("example", found[1], unit), "lead": ("example", lead, unit),
+        },
         {"kind": list(KINDS), "toggled": list(counts), "example": list(range(found.shape[1]))},
-    )
+    )  # fmt: skip
     p = gates.provenance
     record = provenance(
         experiment="heads toggled", model=p["model"], weights=p["weights"], task=encoded.task.name,

@@ -3,7 +3,8 @@
 With m the mean metric, C the circuit, M the whole model, ∅ the circuit of no edges, everything in shares of the gap
 m(M) − m(∅):
 
-- *sufficiency*: is C more faithful than random circuits of as many edges of every type?
+- *sufficiency*: is C more faithful than random circuits of as many edges of every type, all of them on a way from the
+  input to the logits (`interp.circuits.connected`)?
 - *partial necessity*: does the model lose more without C than without random circuits of that size outside of C?
 - *minimality* of an edge: does C change more without it than C, inflated by a random path, without an edge of that
   path?
@@ -11,9 +12,12 @@ m(M) − m(∅):
   lacks may show only where other parts are gone.)
 
 p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
-hypothesis that C is as any of them. An edge's p is binomial: its change against the change of each of n random edges,
-under the hypothesis that it is larger in half of the cases or less, Holm-corrected over the edges tested; all edges
-share the random ones. Of 20 random edges the first of 10 tested ones must exceed 17; of 10 all 10, so that a single
+hypothesis that C is as any of them (for the first, that it was drawn as they were). An edge's p is binomial: its change
+against the change of each of n random edges, under the hypothesis that it is larger in half of the cases or less,
+Holm-corrected over the edges tested; all edges share the random ones. Under the opposite hypothesis an edge can be
+shown to be needed no more than random ones; what is shown in neither way cannot be decided with n. No p is less than
+2^−n, times the number of edges tested: of 20 random edges the first of 10 tested ones must exceed 17, which one that
+exceeds nine in ten of all random edges does with a chance of 0.87; of 10 it must exceed all 10 (0.35), so that a single
 random edge that happens to matter would decide. Pairs are taken as they are: p says nothing about other prompts
 (intervals of faithfulness do).
 
@@ -31,15 +35,18 @@ from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from interp.circuits.ablation import Cut
+from interp.circuits.connected import connected_like
 from interp.circuits.graph import Graph
 from interp.circuits.results import Circuit
-from interp.circuits.select import edge_types, random_like
+from interp.circuits.select import edge_types, live_edges, random_like
 from interp.errors import InterpError
 from interp.progress import Progress
 from interp.statistics import holm
+
+LIKE = {"types": "as many edges of every type", "number": "as many edges", "": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,8 @@ class Trials:
 
     Attributes:
         n_random: random circuits for sufficiency, and again for partial necessity. 19 allow p = 0.05.
+        connected: those for sufficiency have no dead ends. Otherwise their edges are drawn one by one, most of them
+            lead nowhere, and it takes little to do better.
         n_edges: edges tested for minimality, drawn at random; `None`: all.
         n_inflated: random edges that each of them is compared with (two passes each). Few give a test of little power.
         n_subsets: random sets of nodes for completeness (two passes each).
@@ -59,6 +68,7 @@ class Trials:
     """
 
     n_random: int = 19
+    connected: bool = True
     n_edges: int | None = 10
     n_inflated: int = 20
     n_subsets: int = 5
@@ -81,8 +91,7 @@ class Examined:
     """What the tests of a circuit found, in the metric's unit; examples are pairs.
 
     Attributes:
-        like: what the random circuits share with it: `"types"`, `"number"` (where there are too few circuits of its
-            types), or `""` where there are none to compare with; for sufficiency, for necessity.
+        like: what the random circuits are like, in words, for sufficiency, for necessity; `""` where there are too few.
         random: metric of random circuits [draw, example].
         knocked_out: metric of the model without the circuit [example].
         knocked_out_random: without random circuits outside of it [draw, example].
@@ -112,7 +121,9 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
     """
     graph, edges, n = found.graph, found.edges, len(cut.problem.encoded)
     rest = graph.edges & ~edges
-    like = alternatives(graph, edges, graph.edges, trials.n_random), alternatives(graph, edges, rest, trials.n_random)
+    circuits, kept_like = random_circuits(found, trials.n_random, generator, trials.connected)
+    outside_like = alternatives(graph, edges, rest, trials.n_random)
+    like = kept_like, LIKE[outside_like]
     chosen = np.argwhere(edges)
     if trials.n_edges is not None and trials.n_edges < len(chosen):
         chosen = chosen[np.sort(generator.choice(len(chosen), trials.n_edges, replace=False))]
@@ -125,12 +136,10 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
 
     empty = np.full((trials.n_random, n), np.nan)
     random, outside = empty.copy(), empty.copy()
-    for drawn, kind, among, value, what in (
-        (random, like[0], graph.edges, cut.kept, "random circuits"),
-        (outside, like[1], rest, cut.without, "random knock-outs"),
-    ):
-        for draw in progress(range(trials.n_random), what) if kind else ():
-            drawn[draw] = value(random_like(found, generator, among, typed=kind == "types"))
+    for draw, one in enumerate(progress(circuits, "random circuits")):
+        random[draw] = cut.kept(one)
+    for draw in progress(range(trials.n_random), "random knock-outs") if like[1] else ():
+        outside[draw] = cut.without(random_like(found, generator, rest, typed=outside_like == "types"))
 
     without_edge = np.full((len(chosen), n), np.nan)
     for number, (i, j) in enumerate(progress(chosen.tolist(), "edges of the circuit")):
@@ -164,14 +173,31 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
     )  # fmt: skip
 
 
+def random_circuits(
+    found: Circuit, n: int, generator: np.random.Generator, connected: bool = True
+) -> tuple[list[np.ndarray], str]:
+    """(n random circuits to compare with, what they are like); none, and `""`, where there are too few others.
+
+    Args:
+        connected: without dead ends, if the circuit does not consist of them.
+    """
+    if connected and n and live_edges(found.graph, found.edges).any():
+        for typed, said in ((True, LIKE["types"]), (False, LIKE["number"])):
+            if drawn := connected_like(found, n, generator, typed=typed):
+                return drawn, f"{said}, without dead ends"
+        return [], ""
+    like = alternatives(found.graph, found.edges, found.graph.edges, n)
+    return [random_like(found, generator, typed=like == "types") for _ in range(n if like else 0)], LIKE[like]
+
+
 def rank_p(value: float, drawn: np.ndarray) -> float:
     """The p of a Monte Carlo test: the share, among value and draws, that is at least as large; NaN without draws."""
     drawn = drawn[~np.isnan(drawn)]
     return float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if len(drawn) else float("nan")
 
 
-def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """(how much the circuit changes without each edge, adjusted p that this is more than without a random edge).
+def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much the circuit changes without each edge, and adjusted p: this is more than for most random ones; less.
 
     A change is the mean over pairs of |difference|, in the metric's unit.
 
@@ -183,9 +209,23 @@ def edge_p(whole: np.ndarray, examined: Examined, tolerance: float) -> tuple[np.
     random = np.abs(examined.inflated[0] - examined.inflated[1]).mean(-1)
     random = random[~np.isnan(random)]
     if not len(random):
-        return changes, np.full(len(changes), np.nan)
+        return changes, np.full(len(changes), np.nan), np.full(len(changes), np.nan)
     wins = (changes[:, None] > random + tolerance).sum(1)
-    return changes, holm([binomtest(int(won), len(random), 0.5, alternative="greater").pvalue for won in wins])
+    more, less = (
+        holm([binomtest(int(won), len(random), 0.5, alternative=side).pvalue for won in wins])
+        for side in ("greater", "less")
+    )
+    return changes, more, less
+
+
+def edge_power(n_edges: int, n_random: int, level: float, share: float = 0.9) -> tuple[int, float]:
+    """(random edges that an edge must exceed to be shown to be needed, chance of one that exceeds a `share` of all).
+
+    Under the strictest step of Holm's correction, that of the first of `n_edges`; the next ones need fewer.
+    """
+    needed = np.arange(n_random + 1)
+    enough = int(np.append(needed[binom.sf(needed - 1, n_random, 0.5) <= level / n_edges], n_random + 1)[0])
+    return enough, float(binom.sf(enough - 1, n_random, share))
 
 
 def alternatives(graph: Graph, edges: np.ndarray, among: np.ndarray, n: int) -> str:

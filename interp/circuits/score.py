@@ -23,13 +23,13 @@ invisible to any method that moves one edge at a time from one end. Compare dire
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,7 +45,8 @@ from interp.models.language_model import LanguageModel
 from interp.models.site import Site
 from interp.progress import Progress, silent
 
-Points = Literal["midpoint", "right", "left"]
+Points = Literal["midpoint", "right", "left", "shifted"]
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def score(model: LanguageModel, task: Pairs, method: str = "eap-ig", **options: Any) -> EdgeScores:
@@ -150,7 +151,11 @@ def eap_ig(
     Args:
         steps: number of points α.
         points: `"midpoint"`: α = (k − ½)/steps; `"right"`: α = k/steps, the paper's rule; `"left"`: α = (k − 1)/steps,
-            that of its code. The error of these two falls as 1/steps.
+            that of its code. The error of these two falls as 1/steps. `"shifted"`: each pair has midpoints shifted by
+            an amount of its own, α = (k − 1 + u)/steps with u = ½ + number of the pair · 0.618… modulo 1 (the golden
+            ratio keeps any number of them apart), so that a mean over n pairs has seen n · steps points of the path and
+            not `steps`. Where the metric rises in narrow steps this finds what equal points fall beside; single
+            pairs' errors fall as 1/steps and cancel in the mean, more or less as pairs are alike.
 
     `provenance["missing"]` is what the scores of the embedding's edges lack of the difference, as a share of it. Where
     the metric rises in steps narrower than 1/`steps`, points fall beside them: take more until little is missing.
@@ -161,7 +166,7 @@ def eap_ig(
         InterpError: as `Problem.of`; no step, or an unknown rule.
     """
     problem = Problem.of(model, task, metric, only_right)
-    graph, moments = problem.graph, alphas(steps, points)
+    graph, moments = problem.graph, alphas(steps, points, len(problem.encoded))
     sums = _Sums(problem)
     for rows, clean, corrupted, first in progress(list(problem.groups(3, budget)), "groups of pairs"):
         ends = Terms.of(model, clean), Terms.of(model, corrupted)
@@ -169,7 +174,7 @@ def eap_ig(
         away = ends[0].embedding - ends[1].embedding
         del ends
         mean = terms.new_zeros(len(graph.receivers), *terms.shape[:1], *terms.shape[2:])
-        for alpha in moments:
+        for alpha in _columns(moments, rows, away):
             start = Start(Site("resid_pre", 0), lambda x, alpha=alpha, away=away: x - (1 - alpha) * away)
             for receivers, gradient in receiver_gradients(model, graph, clean, problem.readout, rows, start, first):
                 mean[receivers].add_(gradient, alpha=1 / steps)
@@ -180,7 +185,7 @@ def eap_ig(
     mean, error = sums.result()
     gap = float((problem.values["clean"] - problem.values["corrupted"]).double().mean())
     missing = 1 - float(mean[0].sum()) / gap if gap else np.nan
-    facts = {"steps": steps, "points": points, "alphas": moments, "missing": missing}
+    facts = {"steps": steps, "points": points, "alphas": moments[0].tolist(), "missing": missing}
     return edge_scores(problem, "EAP-IG (inputs)", mean, error, **facts)
 
 
@@ -213,7 +218,8 @@ def eap_ig_activations(
         InterpError: as `Problem.of`; no step, or an unknown rule.
     """
     problem = Problem.of(model, task, metric, only_right)
-    graph, moments, checked = problem.graph, alphas(steps, points), checked_direction(direction)
+    graph, checked = problem.graph, checked_direction(direction)
+    moments = alphas(steps, points, len(problem.encoded))
     writers = [(Site("resid_pre", 0), slice(0, 1))]
     for layer in range(graph.n_layers):
         at = graph.mlp_sender(layer)
@@ -225,13 +231,13 @@ def eap_ig_activations(
         one = sums.of(len(rows))
         for site, senders in progress(writers, "layers"):
             away = F.pad(terms[:, senders].sum(1), (0, 0, first, 0))
-            for alpha in moments:
+            for alpha in _columns(moments, rows, away):
                 moved = alpha - 1 if checked == "noising" else alpha
                 start = Start(site, lambda x, moved=moved, away=away: x + moved * away)
                 for receivers, gradient in receiver_gradients(model, graph, base, problem.readout, rows, start, first):
                     one.add(terms, receivers, gradient / steps, senders)
         sums.close(one)
-    facts = {"steps": steps, "points": points, "alphas": moments, "direction": direction}
+    facts = {"steps": steps, "points": points, "alphas": moments[0].tolist(), "direction": direction}
     return edge_scores(problem, "EAP-IG (activations)", *sums.result(), **facts)
 
 
@@ -316,18 +322,28 @@ METHODS: Mapping[str, Callable[..., EdgeScores]] = {
 """Methods that score edges, by name."""
 
 
-def alphas(steps: int, points: str) -> list[float]:
-    """Where between corrupted (0) and clean (1) gradients are taken.
+def alphas(steps: int, points: str, n: int = 1) -> Float[np.ndarray, "pair step"]:
+    """Where between corrupted (0) and clean (1) the gradients of each of n pairs are taken.
 
     Raises:
         InterpError: no step, or an unknown rule.
     """
     if steps < 1:
         raise InterpError(f"{steps} steps make no average; take at least 1.")
-    offsets = {"midpoint": 0.5, "right": 1.0, "left": 0.0}
+    fixed = {"midpoint": 0.5, "right": 1.0, "left": 0.0}
+    offsets = {rule: np.full(n, offset) for rule, offset in fixed.items()}
+    offsets["shifted"] = (0.5 + np.arange(n) * GOLDEN) % 1
     if points not in offsets:
         raise InterpError(f"There is no rule {points!r}." + nearest(str(points), offsets))
-    return [(k + offsets[points]) / steps for k in range(steps)]
+    return (np.arange(steps) + offsets[points][:, None]) / steps
+
+
+def _columns(
+    moments: Float[np.ndarray, "pair step"], rows: Int[Tensor, "row"], like: Tensor
+) -> Iterator[Float[Tensor, "row 1 1"]]:
+    """The points of some pairs, step by step."""
+    for column in moments.T:
+        yield torch.from_numpy(column).to(like)[rows, None, None]
 
 
 def _blocks(problem: Problem) -> list[slice]:

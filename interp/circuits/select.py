@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from interp.circuits.graph import Graph
-from interp.circuits.results import Circuit, EdgeScores
+from interp.circuits.results import Circuit, EdgeScores, NodeScores
 from interp.errors import InterpError
 
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -96,6 +96,33 @@ def nested(
     return [pick(scores, max(1, int(size * scores.graph.n_edges)), absolute=absolute) for size in sizes]
 
 
+def between(scores: NodeScores, least: float, *, absolute: bool = True) -> Circuit:
+    """Every edge between nodes whose score (or |score|) is at least `least`. An edge's score is the lower of its ends'.
+
+    A node into which several receivers lead is reached by all of them, and a key that several heads share leads to each
+    of these. The logits are always in.
+
+    Raises:
+        InterpError: no edge lies between such nodes; a score that is not finite.
+    """
+    import xarray as xr
+
+    graph, values = scores.graph, np.abs(scores.scores) if absolute else scores.scores
+    if not np.isfinite(values).all():
+        raise InterpError(f"{int((~np.isfinite(values)).sum())} nodes have scores that are not finite.")
+    ends = np.where(graph.feeds, np.append(values, np.inf), -np.inf).max(1)
+    lower = np.where(graph.edges, np.minimum(values[:, None], ends), np.nan)
+    coords = {"sender": list(graph.senders), "receiver": list(graph.receivers)}
+    unit = {"unit": scores.data["score"].attrs["unit"]}
+    data = xr.Dataset({"score": (("sender", "receiver"), lower, unit)}, coords)
+    data = data.assign({name: scores.data[name] for name in ("clean", "corrupted")})
+    chosen = graph.edges & (np.nan_to_num(lower, nan=-np.inf) >= least)
+    if not chosen.any():
+        raise InterpError(f"No edge lies between nodes that score {least} or more, so the circuit is empty.")
+    said = f"all edges between nodes with {'|score|' if absolute else 'score'} ≥ {least:g}"
+    return circuit(EdgeScores(data, scores.provenance), chosen, said)
+
+
 def prune(found: Circuit) -> Circuit:
     """The circuit without dead ends: every edge on a way from the input to the logits. Its behaviour is the same.
 
@@ -105,17 +132,22 @@ def prune(found: Circuit) -> Circuit:
     Raises:
         InterpError: no edge lies on a way from the input to the logits.
     """
-    graph, kept = found.graph, found.edges.copy()
+    kept = live_edges(found.graph, found.edges)
+    if not kept.any():
+        raise InterpError("No edge of this circuit lies on a way from the input to the logits: pruned, it is empty.")
+    return circuit(found, kept, f"{found.provenance['selection']}, pruned")
+
+
+def live_edges(graph: Graph, edges: np.ndarray) -> np.ndarray:
+    """Bool [sender, receiver]: those of some edges that lie on a way from the input to the logits."""
+    kept = edges
     while True:
         alive = np.append(kept.any(1), True)  # of the nodes; `logits` always is
         alive &= np.concatenate([[True], (kept.any(0) @ graph.feeds)[1:]])
         connected = kept & alive[:-1, None] & (graph.feeds @ alive)
         if (connected == kept).all():
-            break
+            return kept
         kept = connected
-    if not kept.any():
-        raise InterpError("No edge of this circuit lies on a way from the input to the logits: pruned, it is empty.")
-    return circuit(found, kept, f"{found.provenance['selection']}, pruned")
 
 
 def random_like(

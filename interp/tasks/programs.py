@@ -27,12 +27,14 @@ class Program:
         words: of its prompts.
         answer: the right next token, or `None` for a prompt outside its domain.
         longest: words of its longest prompt.
+        seldom: a place in a prompt whose word few pairs would change, although an edge carries nothing else.
     """
 
     says: str
     words: str
     answer: Callable[[Words], str | None]
     longest: int = 6
+    seldom: Callable[[Words], int] | None = None
 
 
 def _reverse(words: Words) -> str | None:
@@ -56,6 +58,11 @@ def _after(words: Words, word: str) -> str | None:
 def _two_hop(words: Words) -> str | None:
     middle = _after(words, words[-1])
     return None if middle is None else _after(words, middle)
+
+
+def _first_hop(words: Words) -> int:
+    """The place of the word that followed the last word before."""
+    return words.index(words[-1]) + 1
 
 
 def _share(words: Words, word: str) -> Fraction:
@@ -85,7 +92,7 @@ PROGRAMS: dict[str, Program] = {
         lambda w: _yes(w[-3:] == ("a", "b", "c")) if len(w) > 2 else None,
     ),
     "induction": Program("what followed this word before", "a b c d", lambda w: _after(w, w[-1])),
-    "two_hop": Program("what followed what followed this word before", "a b c d", _two_hop),
+    "two_hop": Program("what followed what followed this word before", "a b c d", _two_hop, seldom=_first_hop),
     "occurrences": Program("how often this word has occurred so far", "a b c", lambda w: str(w.count(w[-1]))),
     "duplicate": Program("has this word occurred before?", "a b c", lambda w: _yes(w[-1] in w[:-1])),
     "parity": Program("is the number of x so far odd?", "x y z", lambda w: ("even", "odd")[w.count("x") % 2]),
@@ -108,7 +115,9 @@ def program_pairs(name: str, n: int, seed: int = 0) -> Task:
     """Pairs for a program: two prompts that differ in one word, or by an exchange of two, and in their answers.
 
     Prompts are drawn from the whole domain, and the change from those that change the answer. Exchanges are there for
-    programs that match words, where no single word moves a match to another place.
+    programs that match words, where no single word moves a match to another place. Where a program reads a place that
+    such a change seldom meets, every other pair has one that does: of `two_hop`'s one in thirteen would have, so that
+    of 16 pairs none had in three cases of ten, and a true edge had no effect.
 
     Args:
         name: one of `PROGRAMS`.
@@ -123,7 +132,11 @@ def program_pairs(name: str, n: int, seed: int = 0) -> Task:
     domain = _domain(name)
     while len(pairs) < n:
         clean, answer = random.choice(domain)
-        if others := _a_step_away(program, clean, answer):
+        others = _a_step_away(program, clean, answer)
+        if program.seldom is not None and len(pairs) % 2:
+            place = program.seldom(clean)
+            others = [(words, other) for words, other in others if words[place] != clean[place]]
+        if others:
             corrupted, wrong = random.choice(others)
             pairs.append(PromptPair(" ".join(clean), " ".join(corrupted), f" {answer}", f" {wrong}"))
     return Task(f"compiled-{name}", tuple(pairs), "compiled RASP: Lindner et al. 2023, arXiv:2301.05062", seed)

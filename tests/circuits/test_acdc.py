@@ -89,10 +89,26 @@ def test_a_planted_circuit_is_found_and_nothing_else():
     assert set(acdc(planted(), PAIRS, 1e-6, metric="logit_difference", absolute=True).names) == PLANTED
 
 
-@pytest.mark.parametrize("name", ["induction", "trigram", "balance"])
+@pytest.mark.parametrize("name", ["induction", "trigram", "balance", "two_hop"])
 def test_programs_lose_every_edge_but_the_true_ones(name):
     truth = interp.tasks.compiled(name, n=16)
     assert set(acdc(truth.model, truth.task, 0.01, metric="logit_difference").names) == truth.edges()
+
+
+def test_an_edge_that_no_pair_makes_carry_anything_goes():
+    """No fault of the method: on pairs that leave the first hop's word where it is, its true edge has no effect."""
+    truth = interp.tasks.compiled("two_hop", n=16)
+    same = [number for number, pair in enumerate(truth.task.pairs) if _first_hop(pair) == _first_hop(pair, True)]
+    assert len(same) == 8
+    scores = interp.circuits.exact_edges(truth.model, truth.task.select(same))
+    assert scores.scores[scores.graph.index("input->a2.h0<v>")] == 0
+    assert "input->a2.h0<v>" not in acdc(truth.model, truth.task.select(same), 0.01, metric="logit_difference").names
+
+
+def _first_hop(pair, corrupted=False):
+    """The word at the place where, in the clean prompt, the last word's follower stands."""
+    clean = pair.clean.split()
+    return (pair.corrupted if corrupted else pair.clean).split()[clean.index(clean[-1]) + 1]
 
 
 def test_of_two_edges_that_stand_in_for_each_other_the_first_goes():

@@ -18,6 +18,7 @@ from interp.circuits.hypotheses import (
     Trials,
     alternatives,
     edge_p,
+    edge_power,
     examine,
     judged,
     random_path,
@@ -84,10 +85,24 @@ def test_p_by_hand():
     inflated = np.array([[[1.0, 2.0]] * 4, [[1.1, 2.1], [0.9, 2.1], [1.0, 2.0], [4.0, 5.0]]])
     empty = np.zeros((0, 2))
     of = Examined(("", ""), empty, whole, empty, ["a", "b"], np.array([[0.0, 3.0], [1.1, 2.1]]), inflated, [], empty)
-    changes, p = edge_p(whole, of, 1e-9)
+    changes, p, less = edge_p(whole, of, 1e-9)
     np.testing.assert_allclose(changes, [1, 0.1])
     # 3 wins of 4: 5/16; 1 win of 4 (equal is no win): 15/16. Holm: 2 · 5/16, then 15/16
     np.testing.assert_allclose(p, [10 / 16, 15 / 16])
+    # at most 3 wins: 15/16; at most 1: 5/16. Holm: 2 · 5/16, then 15/16
+    np.testing.assert_allclose(less, [15 / 16, 10 / 16])
+    none = Examined(("", ""), empty, whole, empty, ["a"], whole[None], np.zeros((2, 0, 2)), [], empty)
+    assert np.isnan(edge_p(whole, none, 0.0)[1:]).all()
+
+
+def test_what_so_many_random_edges_can_show():
+    # of 20: P(17 or more) = 1351 / 2^20 = 0.0013 ≤ 0.05 / 10 < P(16 or more) = 0.0059
+    assert edge_power(10, 20, 0.05)[0] == 17 and edge_power(10, 10, 0.05)[0] == 10
+    assert edge_power(10, 10, 0.05)[1] == pytest.approx(0.9**10)
+    generator = np.random.default_rng(0)
+    shown = (generator.random((4000, 20)) < 0.9).sum(1) >= 17
+    assert edge_power(10, 20, 0.05)[1] == pytest.approx(shown.mean(), abs=0.02)
+    assert edge_power(1, 5, 0.05) == (5, pytest.approx(0.9**5)) and edge_power(2, 5, 0.05) == (6, 0)  # none can
 
 
 def test_verdicts():
@@ -164,8 +179,19 @@ def test_edges_too_many_are_not_shown_to_be_needed_and_one_too_few_fails():
         truth.model, truth.task, circuit(found, more, "inflated"), trials=replace(FEW, n_edges=None, n_inflated=10)
     )
     needed = set(result.data["tested"].values[result.data["edge_p"].values < 0.05])
-    assert needed == set(found.names) and "13 of 16 edges tested are needed" in repr(result)
-    assert "not shown to be needed: " in repr(result)
+    assert needed == set(found.names)
+    spare = result.data["tested"].values[result.data["edge_p_less"].values < 0.05]
+    assert set(spare) == set(result.data["tested"].values) - needed
+    assert "13 of 16 edges tested are needed more than random ones, 3 no more than those" in repr(result)
+    assert f"needed no more than random edges: {spare[0]}" in repr(result) and "cannot be decided" not in repr(result)
+    assert "must exceed up to 10 of 10 random ones; one that exceeds 9 in 10 of all does with a chance of 0.35" in repr(
+        result
+    )
+    close = result.data["edge_p"].where(result.data["tested"] != found.names[0], 0.2)
+    unsure = type(result)(result.data.assign(edge_p=close), result.provenance)
+    assert "1 cannot be decided with 10 random edges" in repr(unsure) and f"not decided: {found.names[0]}" in repr(
+        unsure
+    )
     less = found.edges.copy()
     less[found.graph.index(found.names[-1])] = False
     broken = evaluate(truth.model, truth.task, circuit(found, less, "broken"), trials=FEW)

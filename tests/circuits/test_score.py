@@ -143,6 +143,40 @@ def test_one_midpoint_is_the_derivative_halfway():
     assert np.nanmax(np.abs(halfway.scores - clean.scores)) > 1e-3
 
 
+@pytest.mark.parametrize("points", ["midpoint", "left", "shifted"])
+def test_integrated_gradients_of_the_embedding_by_hand(points):
+    """The scores of the embedding's edges add up to (clean − corrupted) · the gradient, mean over each pair's points."""
+    model = exact("llama")
+    embedding = model.network.get_input_embeddings()
+    total = 0.0
+    for row, length in enumerate(PAIRS.clean.lengths.tolist()):
+        clean, corrupted = (embedding(x.ids[row, :length]) for x in (PAIRS.clean, PAIRS.corrupted))
+        offset = {"midpoint": 0.5, "left": 0.0, "shifted": (0.5 + row * 0.6180339887498949) % 1}[points]
+        for step in range(4):
+            x = (corrupted + (step + offset) / 4 * (clean - corrupted)).detach().requires_grad_()
+            logits = model.network(inputs_embeds=x[None], use_cache=False).logits[0, -1]
+            value = logits[PAIRS.answer[row]] - logits[PAIRS.wrong_answer[row]]
+            total += float((torch.autograd.grad(value, x)[0] * (clean - corrupted)).sum()) / 4 / 3
+    found = eap_ig(model, PAIRS, steps=4, points=points)
+    assert float(np.nansum(found.scores[0])) == pytest.approx(total, abs=1e-9)
+    close(eap_ig(model, PAIRS, steps=4, points=points, budget=1).scores, found.scores)  # pairs keep their numbers
+
+
+def test_points_of_pairs():
+    assert alphas(2, "midpoint", 3).tolist() == [[0.25, 0.75]] * 3 and alphas(2, "right").tolist() == [[0.5, 1.0]]
+    shifted = alphas(5, "shifted", 32)
+    np.testing.assert_allclose(shifted[0], alphas(5, "midpoint")[0])
+    every = np.sort(shifted.ravel())
+    assert every.min() >= 0 and every.max() < 1 and np.diff(every).max() < 2.7 / 160  # spread over the whole path
+    np.testing.assert_allclose(np.diff(shifted, axis=1), 0.2)
+    model = exact("gpt2")
+    one = PAIRS.select([1])
+    equal, own = (eap_ig_activations(model, one, steps=3, points=points) for points in ("midpoint", "shifted"))
+    close(equal.scores, own.scores)  # a pair alone is the first
+    assert np.nanmax(np.abs(eap_ig_activations(model, PAIRS, steps=3, points="shifted").scores
+                            - eap_ig_activations(model, PAIRS, steps=3).scores)) > 1e-6  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("family", "direction"), [("gpt2", "noising"), ("gemma3", "denoising"), ("gpt_neox", "noising")]
 )

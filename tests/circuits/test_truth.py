@@ -78,6 +78,18 @@ def test_five_points_fall_beside_narrow_ramps_and_the_result_says_so(name):
     assert (auc(scores, made(name)) < 0.8) if missed else (auc(scores, made(name)) == 1)
 
 
+def test_of_many_pairs_points_of_their_own_find_narrow_ramps():
+    truth = compiled("parity", n=128)
+    equal, own = (auc(eap_ig(truth.model, truth.task, points=points), truth) for points in ("midpoint", "shifted"))
+    assert equal < 0.8 and own == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sixteen_pairs_of_two_hop_show_every_true_edge(seed):
+    truth = compiled("two_hop", n=16, seed=seed)
+    assert auc(exact_edges(truth.model, truth.task), truth) == 1
+
+
 def test_what_is_missing_is_what_the_embedding_s_edges_lack():
     truth = made("balance")
     scores = eap_ig(truth.model, truth.task, steps=3)
