@@ -84,6 +84,7 @@ __all__ = [
     "prune",
     "random_scores",
     "read_mib",
+    "reset",
     "score",
     "senders_into",
     "shuffled_answers",
