@@ -57,11 +57,11 @@ class Evaluation(Result):
 
     `.data` holds over `size` (share of the edges): `edges`, their number; `value`, the metric of each circuit per
     `example`; `faithfulness`, with its 95 % bootstrap interval over pairs, `low` and `high`; `random`, the faithfulness
-    of `draw` random circuits (see `interp.circuits.connected`; NaN where fewer were drawn), and `p`, the share of
-    circuits (this one counted among the random ones) that are at least as faithful. Scalars `cpr` and `cmd`, with
-    `_low` and `_high`, exist from two sizes on; per `example` the metric's `clean`, `corrupted` and `empty`, that of
-    the circuit of no edges. `edge` over `size` × `sender` × `receiver` are the circuits, and `score` what they were
-    chosen by.
+    of `draw` random circuits (see `interp.circuits.connected`; with dead ends where there are too few without; NaN
+    where fewer were drawn), and `p`, the share of circuits (this one counted among the random ones) that are at least
+    as faithful. Scalars `cpr` and `cmd`, with `_low` and `_high`, exist from two sizes on; per `example` the metric's
+    `clean`, `corrupted` and `empty`, that of the circuit of no edges. `edge` over `size` × `sender` × `receiver` are
+    the circuits, and `score` what they were chosen by.
 
     Of the examined circuit: `lost`, the share of the gap that the model loses without it, `lost_random` without
     random circuits outside of it, and `p_necessity`; per `tested` edge its `edge_change` (share of the gap),
@@ -205,7 +205,7 @@ class Evaluation(Result):
         if n and random:
             enough, chance = edge_power(n, random, p["trials"]["level"])
             lines.append(
-                f"    (to be shown to be needed an edge must exceed up to {enough} of {random} random ones; one that "
+                f"    (an edge must exceed up to {enough} of {random} random ones; one that "
                 f"exceeds 9 in 10 of all does with a chance of {chance:.2f}; least p {n * 0.5**random:.1g})"
             )
             for which, said in (("spare", "needed no more than random edges"), ("open", "not decided")):
@@ -334,7 +334,8 @@ def evaluate(
         if _whole(chosen[i]):
             drawn[i, :n_random] = values[i]
             continue
-        for j, edges in enumerate(random_circuits(chosen[i], n_random, generator, connected)[0]):
+        some = random_circuits(chosen[i], n_random, generator, connected)[0]
+        for j, edges in enumerate(some or random_circuits(chosen[i], n_random, generator, False)[0]):
             drawn[i, j] = cut.kept(edges)
     found = _curve(problem, shares, chosen, (clean, empty), values, drawn, seed)
     variables, coords, like = _tests(problem, examined, values, number, (clean, empty), trials)
