@@ -50,7 +50,7 @@ def main(
         scores, took = seconds(lambda m=method, o=options: circuits.score(model, on, m, only_right=True, **o))
         for grow in (False, True):
             for absolute in (True, False):
-                how = {"absolute": absolute, "grow": grow, "n_random": 0, "only_right": True}
+                how = {"absolute": absolute, "grow": grow, "n_random": 0, "trials": None, "only_right": True}
                 inside, outside = (circuits.evaluate(model, task, scores, **how) for task in (on, off))
                 label = f"{'greedy' if grow else 'top'}, {'|score|' if absolute else 'score'}"
                 scored[way, label] = scores, inside, absolute, grow
