@@ -2,6 +2,7 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
+from interp.circuits.completeness import Completeness, completeness
 from interp.circuits.controls import Claim, claim, reset, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
@@ -33,7 +34,7 @@ from interp.circuits.select import (
     threshold,
     top_n,
 )
-from interp.circuits.stability import Stability, by_prompts, stability
+from interp.circuits.stability import Stability, by_ablations, by_prompts, stability
 from interp.circuits.truth import auc
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Ablation",
     "Circuit",
     "Claim",
+    "Completeness",
     "EdgePatching",
     "EdgeScores",
     "Evaluation",
@@ -56,9 +58,11 @@ __all__ = [
     "acdc",
     "attribution_patching",
     "auc",
+    "by_ablations",
     "by_prompts",
     "circuit",
     "claim",
+    "completeness",
     "eap",
     "eap_ig",
     "eap_ig_activations",

@@ -41,6 +41,13 @@ def test_exact_edges_find_every_circuit(name):
         assert found(name, exact_edges, direction="denoising") == 1
 
 
+@pytest.mark.parametrize("name", ["previous", "first", "pointer", "trigram", "induction", "by hand", "and"])
+def test_under_zeros_exact_edges_find_the_larger_circuit(name):
+    scores = exact_edges(made(name).model, made(name).task, ablation="zero")
+    assert auc(scores, made(name)) == auc(scores, made(name), ablation="zero") == 1
+    assert len(made(name).edges("zero")) > len(made(name).edges()) and auc(scores, made(name), ablation="resample") < 1
+
+
 @pytest.mark.parametrize(("kind", "blind"), [("or", "noising"), ("and", "denoising")])
 @pytest.mark.parametrize("method", [exact_edges, eap])
 def test_a_gate_hides_its_branches_from_whatever_looks_from_one_end(kind, blind, method):
