@@ -159,7 +159,7 @@ def completeness(
     search = _Search(cut, edges, halves[0])
     for _ in progress(range(n_random), "random sets"):
         search.keep("random", 0, some_nodes(edges, generator))
-    gone = np.zeros((starts, len(edges)), dtype=bool)
+    gone = [np.zeros(len(edges), dtype=bool)] * starts
     for start, _ in progress([(i, j) for i in range(starts) for j in range(depth)], "greedy steps"):
         left = nodes[~gone[start][nodes]]
         tried = generator.choice(left, min(candidates, len(left)), replace=False)
