@@ -97,7 +97,7 @@ def test_faithfulness_under_ablations_is_that_of_evaluate():
     of = found.data["faithfulness"].sel(circuit="resample")
     assert float(of.sel(ablation="resample")) == pytest.approx(1, abs=1e-4) and float(of.sel(ablation="zero")) < 0.9
     assert "faithfulness, outside of the circuit (" in repr(found) and "resample: resample 1.000" in repr(found)
-    assert "by what edges outside carry" in found.plot_faithfulness().layout.title.text
+    assert "Faithfulness of 2 circuits" in found.plot_faithfulness().layout.title.text
 
 
 def test_it_shows_and_keeps_itself(tmp_path):
