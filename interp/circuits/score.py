@@ -216,6 +216,8 @@ def eap_ig_activations(
     Args:
         steps: number of points.
         points: as in `eap_ig`.
+        ablation: under `"zero"` scores of the embedding's edges are wrong: norms are blind to scale, so that all that
+            happens on its way to zero happens next to zero, where no point falls.
 
     Source: Hanna, Pezzelle & Belinkov 2024 (arXiv:2403.17806), the variant of their code and of MIB
         (arXiv:2504.13151).
