@@ -126,7 +126,8 @@ def completeness(
         starts: greedy searches.
         depth: nodes that each takes away, one after the other.
         candidates: nodes of which each step takes the worst.
-        ablation: what edges carry outside of the circuit, and those that leave K; as in `evaluate`.
+        ablation: what edges carry outside of the circuit, and those that leave K; as in `evaluate` (an optimal one is
+            learned anew for every set).
         budget: as in `EdgePatching`.
         progress: over random sets, then over the steps of all greedy searches.
         seed: of sets, candidates, halves and intervals.
