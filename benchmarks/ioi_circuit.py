@@ -1,12 +1,11 @@
 """No speed: circuits for indirect object identification in SmolLM2, found on some templates and names, tried on others.
 
 Scores come from training pairs, and so does every choice between methods and selections; the numbers that count are
-those of pairs with other templates and other names.
+those of pairs with other templates and other names (`ioi`'s two splits).
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import typer
@@ -28,39 +27,11 @@ SMALL = 0.02
 """Share of the edges of the circuit that is tested against random ones."""
 
 
-def split(n_train: int, n_held: int, corruption: str, seed: int) -> tuple[Any, Any]:
-    """Training and held-out pairs: no template and no name in both.
-
-    Every other template (and of the sorted names every other one) is for training.
-    """
-    from interp.tasks import Task, ioi
-    from interp.tasks.ioi import NAMES, TEMPLATES
-
-    forms = [re.compile(re.sub(r"\\\{\w+\\\}", r"(\\w+)", re.escape(template)) + "$") for template in TEMPLATES]
-    names = set(NAMES)
-    pools: list[list[Any]] = [[], []]
-    whole = ioi(60 * (n_train + n_held), seed, corruption=corruption)
-    for pair in whole.pairs:
-        template = next(i for i, form in enumerate(forms) if form.match(pair.clean))
-        sides = {
-            NAMES.index(word) % 2 for word in re.findall(r"\w+", pair.clean + " " + pair.corrupted) if word in names
-        }
-        if sides == {template % 2}:
-            pools[template % 2].append(pair)
-    parts = [pool[:n] for pool, n in zip(pools, (n_train, n_held), strict=True)]
-    if [len(part) for part in parts] != [n_train, n_held]:
-        raise RuntimeError(f"only {[len(pool) for pool in pools]} pairs")
-    return tuple(
-        Task(f"{whole.name}, {what}", tuple(part), whole.source, seed)
-        for what, part in zip(("training", "held out"), parts, strict=True)
-    )  # pyright: ignore[reportReturnType]  two parts, which zip does not know
-
-
 def main(
     ways: Annotated[list[str], typer.Option(help="rows of WAYS")] = EVERY,
     train: Annotated[int, typer.Option(help="pairs for scores and choices")] = 16,
     held: Annotated[int, typer.Option(help="held-out pairs")] = 48,
-    n_random: Annotated[int, typer.Option(help="random circuits for the small circuit's p")] = 39,
+    n_random: Annotated[int, typer.Option(help="random circuits for the small circuit's p")] = 99,
     corruption: str = "S2",
     seed: int = 0,
     threads: int = 2,
@@ -71,14 +42,15 @@ def main(
     from interp import circuits
 
     where, model = machine(), interp.load("smollm2-135m")
-    on, off = split(train, held, corruption, seed)
+    on = interp.tasks.ioi(train, seed, corruption=corruption, split="train")
+    off = interp.tasks.ioi(held, seed, corruption=corruption, split="held out")
     rows, scored = [], {}
     for way in ways:
         method, options = WAYS[way]
         scores, took = seconds(lambda m=method, o=options: circuits.score(model, on, m, only_right=True, **o))
         for grow in (False, True):
             for absolute in (True, False):
-                how = {"absolute": absolute, "grow": grow, "n_random": 0, "only_right": True}
+                how = {"absolute": absolute, "grow": grow, "n_random": 0, "trials": None, "only_right": True}
                 inside, outside = (circuits.evaluate(model, task, scores, **how) for task in (on, off))
                 label = f"{'greedy' if grow else 'top'}, {'|score|' if absolute else 'score'}"
                 scored[way, label] = scores, inside, absolute, grow
@@ -106,7 +78,8 @@ def main(
     pick = circuits.greedy if grow else circuits.top_n
     found = pick(scores, int(SMALL * scores.graph.n_edges), absolute=absolute)
     print(found, circuits.prune(found), sep="\n")
-    print(circuits.evaluate(model, off, found, n_random=n_random, only_right=True, seed=seed))
+    trials = circuits.Trials(n_random=n_random)
+    print(circuits.evaluate(model, off, found, trials=trials, only_right=True, seed=seed))
 
 
 def _small(result: Any) -> float:

@@ -126,6 +126,39 @@ def test_a_circuit_as_json(truth, tmp_path) -> None:
     assert parts["evaluation"]["provenance"]["method"] == "EAP"
 
 
+def test_acdc_and_edge_masks_find_the_known_circuit(truth, tmp_path) -> None:
+    from interp.circuits import Circuit
+
+    pairs = ["circuit", "--task", str(tmp_path / "pairs.csv"), "--no-tests", "--out", str(tmp_path / "c.nc")]
+    for method in (
+        ["--method", "acdc", "--threshold", "0.01"],
+        ["--method", "edge-masks", "--threshold", "0.5", "--penalty", "0.02", "--steps", "80"],
+        ["--method", "exact", "--threshold", "0.1"],
+    ):
+        page = tmp_path / "c.html"
+        found = CliRunner().invoke(app, [*pairs, *method, "--html", str(page)])
+        assert found.exit_code == 0, found.output
+        circuit = Circuit.load(tmp_path / "c.nc")
+        assert set(circuit.names) == truth.edges(), method
+        assert circuit.provenance["metric"] == ("logit_difference" if "exact" in method else "negative_kl")
+        assert ("Where the scores are" in page.read_text()) == ("acdc" not in method)
+
+
+def test_a_circuit_under_another_ablation(truth, tmp_path) -> None:
+    from interp.circuits import Circuit, Evaluation
+
+    files = {"--out": tmp_path / "c.nc", "--evaluation": tmp_path / "e.nc"}
+    options = ["--edges", str(len(truth.edges("zero"))), "--no-tests", "--no-grow", "--ablation", "zero"]
+    options += [str(x) for pair in files.items() for x in pair]
+    for method, by in (("exact", "exact patching, zero ablation"), ("eap-ig", "EAP-IG (inputs) ·")):
+        task = ["--task", str(tmp_path / "pairs.csv"), "--method", method]
+        found = CliRunner().invoke(app, ["circuit", *task, *options])
+        assert found.exit_code == 0, found.output
+        circuit, evaluation = Circuit.load(files["--out"]), Evaluation.load(files["--evaluation"])
+        assert by in circuit.title and evaluation.provenance["ablation"] == "zero"
+        assert (set(circuit.names) == truth.edges("zero")) == (method == "exact")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -134,7 +167,21 @@ def test_a_circuit_as_json(truth, tmp_path) -> None:
         (["--task", "few.csv"], "too few to hold some out"),
         (["--task", "bad.csv"], "lacks"),
         (["--task", "pairs.csv", "--method", "eap-gi"], "Did you mean 'eap-ig'"),
-        (["--task", "pairs.csv", "--method", "eap", "--steps", "3"], "eap integrates nothing"),
+        (
+            ["--task", "pairs.csv", "--method", "eap", "--steps", "3"],
+            "methods that do: eap-ig, eap-ig-activations, edge",
+        ),
+        (
+            ["--task", "pairs.csv", "--penalty", "0.1"],
+            "--penalty: eap-ig takes no such option; methods that do: edge-masks",
+        ),
+        (["--task", "pairs.csv", "--edges", "7", "--threshold", "0.1"], "ask for two circuits; give one of them"),
+        (["--task", "pairs.csv", "--method", "acdc"], "acdc needs --threshold"),
+        (["--task", "pairs.csv", "--method", "acdc", "--edges", "7"], "acdc takes edges away that cost less"),
+        (["--task", "pairs.csv", "--method", "acdc", "--threshold", "1", "--curve"], "acdc finds one circuit"),
+        (["--task", "pairs.csv", "--method", "acdc", "--threshold", "1e9"], "no edge stays"),
+        (["--task", "pairs.csv", "--threshold", "1e9"], "the circuit is empty"),
+        (["--task", "pairs.csv", "--edges", "7", "--ablation", "means"], "Did you mean 'mean'"),
         (["--task", "pairs.csv", "--edges", "100000"], "A circuit of 100000 edges"),
         (["--task", "pairs.csv", "--edges", "7", "--metric", "accuracy"], "no metric 'accuracy' with a gradient"),
         (["--task", "ioi", "--n", "2", "--edges", "7"], "is no word of this model"),

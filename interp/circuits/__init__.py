@@ -2,6 +2,7 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
+from interp.circuits.completeness import Completeness, completeness
 from interp.circuits.controls import Claim, claim, claim_found, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.finer import PartScores, neuron_scores, position_scores
@@ -35,7 +36,7 @@ from interp.circuits.select import (
     threshold,
     top_n,
 )
-from interp.circuits.stability import Stability, by_prompts, stability
+from interp.circuits.stability import Stability, by_ablations, by_prompts, stability
 from interp.circuits.truth import auc
 from interp.models.reset import reset
 
@@ -45,6 +46,7 @@ __all__ = [
     "Ablation",
     "Circuit",
     "Claim",
+    "Completeness",
     "EdgePatching",
     "EdgeScores",
     "Evaluation",
@@ -61,10 +63,12 @@ __all__ = [
     "attribution_patching",
     "auc",
     "between",
+    "by_ablations",
     "by_prompts",
     "circuit",
     "claim",
     "claim_found",
+    "completeness",
     "eap",
     "eap_ig",
     "eap_ig_activations",

@@ -12,6 +12,9 @@ The first asks for what tells clean from corrupted, given everything that they s
 so that circuits under them are larger; zero throws the network out of the range that it was trained in. Under an
 optimal ablation what is lost is what the circuit lacks, and not what an unlucky constant broke.
 
+`Cut` ablates all edges outside of a circuit; scores of edges (`interp.circuits.score`) say what ablating each of them
+alone does, under any kind but the last: its constants are learned for a circuit, and scores come before there is one.
+
 Source: zero, mean and resampling as in Zhang & Nanda 2024 (arXiv:2309.16042) and Mueller et al. 2025 (MIB,
 arXiv:2504.13151); optimal ablation: Li & Janson 2024 (arXiv:2409.09951). Constants are per sender and position here,
 shared by all its edges outside of the circuit, and start at the means.
@@ -19,14 +22,16 @@ shared by all its edges outside of the circuit, and start at the means.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interp.circuits.patching import BUDGET, EdgePatching
-from interp.circuits.problem import Problem
+from interp.circuits.problem import Problem, checked_direction
 from interp.circuits.stream import Terms
 from interp.errors import InterpError, PairError, nearest
 from interp.interventions.run import run
@@ -75,6 +80,30 @@ class Ablation:
         """From its kind."""
         return cls(ablation) if isinstance(ablation, str) else ablation
 
+    def pairs(self, problem: Problem) -> EncodedTask:
+        """Those that means are taken over, or constants learned on."""
+        over = problem.encoded if self.over is None else self.over
+        return over if isinstance(over, EncodedTask) else over.encode(problem.model)
+
+    def source(self, problem: Problem) -> Prompts | Terms:
+        """What ablated edges carry: the terms of runs on these prompts, or these terms.
+
+        Of an optimal ablation, the means from which learning starts.
+
+        Raises:
+            PairError: as `Cut`.
+        """
+        corrupted = problem.encoded.corrupted
+        if self.kind == "resample-other":
+            return corrupted.select(_others(problem.encoded, self.seed))
+        if self.kind == "zero":
+            return Terms.of(problem.model, corrupted).zeros()
+        if self.kind in ("mean", "optimal"):
+            over = self.pairs(problem)
+            _check_width(problem.encoded, over, self.kind)
+            return Terms.of(problem.model, over.corrupted).mean(over.corrupted, len(problem.encoded))
+        return corrupted
+
     def record(self) -> dict[str, Any]:
         """For provenance."""
         task = self.over.task if isinstance(self.over, EncodedTask) else self.over
@@ -101,20 +130,8 @@ class Cut:
 
     def __init__(self, problem: Problem, ablation: Ablation, budget: int = BUDGET, progress: Progress = silent) -> None:
         self.problem, self.ablation, self.budget, self.progress = problem, ablation, budget, progress
-        model, encoded = problem.model, problem.encoded
-        over = encoded if ablation.over is None else ablation.over
-        self.over = over if isinstance(over, EncodedTask) else over.encode(model)
-        if ablation.kind in ("mean", "optimal"):
-            _check_width(encoded, self.over, ablation.kind)
-        source: Prompts | Terms = encoded.corrupted
-        if ablation.kind == "resample-other":
-            source = encoded.corrupted.select(_others(encoded, ablation.seed))
-        elif ablation.kind == "zero":
-            source = Terms.of(model, encoded.corrupted).zeros()
-        elif ablation.kind in ("mean", "optimal"):
-            self.means = Terms.of(model, self.over.corrupted)
-            source = self.means.mean(self.over.corrupted, len(encoded))
-        self.patching = EdgePatching(model, encoded.clean, source, problem.metric, budget)
+        self.over, self.source = ablation.pairs(problem), ablation.source(problem)
+        self.patching = EdgePatching(problem.model, problem.encoded.clean, self.source, problem.metric, budget)
 
     def without(self, edges: np.ndarray) -> np.ndarray:
         """The metric [example] with these edges [sender, receiver] ablated."""
@@ -135,12 +152,12 @@ class Cut:
 
         They minimise the Kullback–Leibler divergence of the next token's distribution, mean over the pairs learned on.
         """
+        assert isinstance(self.source, Terms)
         model, clean = self.problem.model, self.over.clean
-        start = self.means.mean(self.over.corrupted, 1)
         weights, groups = {}, []
-        for site, mean in start.activations.items():
-            weights[site] = mean.clone().requires_grad_()
-            groups.append({"params": [weights[site]], "lr": self.ablation.rate * float(mean.square().mean().sqrt())})
+        for site, mean in self.source.activations.items():
+            weights[site] = mean[:1].clone().requires_grad_()
+            groups.append({"params": [weights[site]], "lr": self.ablation.rate * float(mean[0].square().mean().sqrt())})
         optimiser = torch.optim.Adam(groups)
         metric: Metric = NegativeKL(run(model, clean).last_logits().log_softmax(-1))
 
@@ -158,6 +175,41 @@ class Cut:
         for x in weights.values():
             x.requires_grad_(False)
         return constants(len(self.problem.encoded))
+
+
+class Ablated:
+    """What edges carry that are ablated one at a time, for scores.
+
+    Args:
+        direction: from which end; under constants there is no run in which all edges carry them, so only `"noising"`.
+
+    Raises:
+        InterpError: an unknown direction, or an optimal ablation; denoising under a mean or zero ablation.
+        PairError: as `Cut`.
+    """
+
+    def __init__(self, problem: Problem, ablation: str | Ablation, direction: str = "noising") -> None:
+        chosen = Ablation.of(ablation)
+        if chosen.kind == "optimal":
+            raise InterpError(
+                "Optimal constants are learned for a circuit, and scores come before there is one; score under 'mean', "
+                "where learning starts, and evaluate under 'optimal'."
+            )
+        if checked_direction(direction) == "denoising" and chosen.kind in ("mean", "zero"):
+            raise InterpError(
+                f"Denoising starts from a run on the prompts whose terms ablated edges carry, and {chosen.kind} terms "
+                "are of no prompts; take direction='noising', or ablation='resample'."
+            )
+        self.problem, self.facts, self.source = problem, chosen.record(), chosen.source(problem)
+
+    def groups(self, copies: int, budget: int) -> Iterator[tuple[Tensor, Prompts, Prompts | Terms, int]]:
+        """As `Problem.groups`, with what ablated edges carry in the place of the corrupted prompts."""
+        other = self.source if isinstance(self.source, Prompts) else None
+        for rows, clean, prompts, first in self.problem.groups(copies, budget, other):
+            if isinstance(self.source, Terms):
+                yield rows, clean, self.source.select(rows, clean.ids.shape[1]), 0
+            else:
+                yield rows, clean, prompts, first
 
 
 def _others(encoded: EncodedTask, seed: int) -> list[int]:

@@ -16,12 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.circuits.ablation import Ablated
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Problem
 from interp.circuits.stream import Terms, project
-from interp.interventions.base_states import BaseStates, states_with_source
+from interp.interventions.base_states import BaseStates, base_states, states_with_source
 from interp.interventions.edits import Edit, Replace
 from interp.interventions.packed import needed_sites
+from interp.interventions.plan import compile_variants
 from interp.interventions.sweep import plan_sweep
 from interp.models.block import Blocks
 from interp.models.language_model import LanguageModel
@@ -40,26 +42,34 @@ def node_effects(
     for layer in range(graph.n_layers):
         sites += [Site("z", layer, head) for head in range(graph.n_heads)] + [Site("mlp_out", layer)]
     kept = {site.all_heads for site in sites}
+    wanted = needed_sites(kept, graph.n_layers) | kept
     found = []
-    for number, group in enumerate(_groups(problem, direction, needed_sites(kept, graph.n_layers) | kept)):
-        run = group.source.as_run(group.source_prompts, kept)
+    for number, (rows, clean, corrupted, _) in enumerate(problem.groups(3, BUDGET)):
+        base, source = (clean, corrupted) if direction == "noising" else (corrupted, clean)
+        group = _Group.of(problem, rows, base, source, wanted)
+        assert group.source is not None
+        run = group.source.as_run(source, kept)
         variants: list[list[Edit]] = [[Replace(site, run)] for site in sites]
         found.append(group.swept(model, variants, budget, progress, _folder(checkpoint, number)).T)
     return torch.cat(found) * _sign(direction)
 
 
 def edge_effects(
-    problem: Problem, direction: str, budget: int | None, progress: Progress, checkpoint: str | Path | None
+    ablated: Ablated, direction: str, budget: int | None, progress: Progress, checkpoint: str | Path | None
 ) -> Float[Tensor, "example sender receiver"]:
     """Effects of each edge alone, with the sign of `interp.circuits.score`; 0 where there is no edge."""
+    problem = ablated.problem
     graph, model = problem.graph, problem.model
     layers = range(graph.n_layers)
     wanted = {Site(part, layer) for layer in layers for part in ("q", "k", "v", "z", "mlp_out", "attn_out")}
     wanted = needed_sites(wanted, graph.n_layers) | wanted
     found = []
-    for number, group in enumerate(_groups(problem, direction, wanted)):
-        effects = torch.zeros(len(group.base_prompts), *graph.edges.shape, dtype=torch.float64)
-        edges = _Edges(problem, group)
+    for number, (rows, clean, other, _) in enumerate(ablated.groups(3, BUDGET)):
+        # `Ablated` has seen to it that constants come with noising alone.
+        base, source = (clean, other) if direction == "noising" or isinstance(other, Terms) else (other, clean)
+        group = _Group.of(problem, rows, base, source, wanted)
+        effects = torch.zeros(len(rows), *graph.edges.shape, dtype=torch.float64)
+        edges = _Edges(problem, group, source if isinstance(source, Terms) else None)
         for layer in progress([*layers, graph.n_layers], "layers"):
             at, variants = edges.of(layer)
             folder = _folder(checkpoint, number, layer)
@@ -68,13 +78,22 @@ def edge_effects(
     return torch.cat(found) * _sign(direction)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Group:
-    """Pairs whose base and source runs are held together."""
+    """Pairs whose base run, and source run where terms come from one, are held together."""
 
-    def __init__(self, problem: Problem, rows: Tensor, base: Prompts, source: Prompts, sites: set[Site]) -> None:
-        self.base_prompts, self.source_prompts = base, source
-        self.base, self.source = states_with_source(problem.model, base, source, sites)
-        self.metric = _Rows(problem.metric, rows)
+    prompts: Prompts
+    base: BaseStates
+    source: BaseStates | None
+    metric: _Rows
+
+    @classmethod
+    def of(cls, problem: Problem, rows: Tensor, base: Prompts, source: Prompts | Terms, sites: set[Site]) -> _Group:
+        """The runs of these pairs."""
+        model, metric = problem.model, _Rows(problem.metric, rows)
+        if isinstance(source, Terms):
+            return cls(base, base_states(model, compile_variants(model, base, [()]), sites), None, metric)
+        return cls(base, *states_with_source(model, base, source, sites), metric)
 
     def swept(
         self,
@@ -85,7 +104,7 @@ class _Group:
         folder: Path | None,
     ) -> Float[Tensor, "variant example"]:
         """Effects [variant, example]."""
-        plan = plan_sweep(model, self.base_prompts, variants, self.metric, budget=budget, base=self.base)
+        plan = plan_sweep(model, self.prompts, variants, self.metric, budget=budget, base=self.base)
         swept = plan.run(progress=progress, checkpoint=folder)
         return swept.values[self.metric.name] - swept.base[self.metric.name]
 
@@ -120,11 +139,11 @@ class _Rows:
 class _Edges:
     """The edits that patch single edges."""
 
-    def __init__(self, problem: Problem, group: _Group) -> None:
+    def __init__(self, problem: Problem, group: _Group, constants: Terms | None = None) -> None:
         self.problem, self.group = problem, group
-        base, source = (Terms(problem.model, _activations(states, problem)) for states in (group.base, group.source))
-        # Zero, bit for bit, before the first token that differs: base and source ran in one batch.
-        self.terms = source.minus(base, problem.graph).transpose(0, 1)
+        # Zero, bit for bit, before the first token that differs, where base and source ran in one batch.
+        other = constants or _terms(problem, group.source)
+        self.terms = other.minus(_terms(problem, group.base), problem.graph).transpose(0, 1)
         self.unchanged = (self.terms == 0).all(-1)[..., None]
 
     @torch.no_grad()
@@ -159,15 +178,11 @@ class _Edges:
             yield (sender, len(graph.receivers) - 1), Replace(site, base.at(site) + self.terms[sender])
 
 
-def _activations(states: BaseStates, problem: Problem) -> dict[Site, Tensor]:
+def _terms(problem: Problem, states: BaseStates | None) -> Terms:
+    assert states is not None
     parts = [Site(part, layer) for layer in range(problem.graph.n_layers) for part in ("z", "mlp_out")]
-    return {Site("resid_pre", 0): states.resid[0], **{site: states.at(site) for site in parts}}
-
-
-def _groups(problem: Problem, direction: str, sites: set[Site]) -> Iterator[_Group]:
-    for rows, clean, corrupted, _ in problem.groups(3, BUDGET):
-        base, source = (clean, corrupted) if direction == "noising" else (corrupted, clean)
-        yield _Group(problem, rows, base, source, sites)
+    at = {Site("resid_pre", 0): states.resid[0], **{site: states.at(site) for site in parts}}
+    return Terms(problem.model, at)
 
 
 def _sign(direction: str) -> float:

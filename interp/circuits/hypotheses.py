@@ -9,7 +9,7 @@ m(M) − m(∅):
 - *minimality* of an edge: does C change more without it than C, inflated by a random path, without an edge of that
   path?
 - *completeness*: with random nodes K taken away, does what is left of C do as what is left of M? (It need not: what C
-  lacks may show only where other parts are gone.)
+  lacks may show only where other parts are gone.) `interp.circuits.completeness` searches for the worst K.
 
 p of the first two is that of a Monte Carlo test: the rank of C among itself and the random circuits, under the
 hypothesis that C is as any of them (for the first, that it was drawn as they were). An edge's p is binomial: its change
@@ -159,11 +159,10 @@ def examine(cut: Cut, found: Circuit, trials: Trials, generator: np.random.Gener
         more[tuple(generator.choice(new))] = False
         inflated[1, draw] = cut.kept(more)
 
-    subsets = [_some_nodes(graph, edges, generator) for _ in range(trials.n_subsets)]
+    subsets = [some_nodes(edges, generator) for _ in range(trials.n_subsets)]
     broken = np.full((2, trials.n_subsets, n), np.nan)
     for number, gone in enumerate(progress(subsets, "sets of nodes")):
-        away = graph.edges & gone[:, None]
-        broken[0, number], broken[1, number] = cut.kept(edges & ~away), cut.without(away)
+        broken[:, number] = without_nodes(cut, edges, gone)
 
     names = np.array(graph.senders)
     return Examined(
@@ -265,11 +264,25 @@ def random_path(graph: Graph, edges: np.ndarray, generator: np.random.Generator)
     return None
 
 
-def _some_nodes(graph: Graph, edges: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def inner_nodes(edges: np.ndarray) -> np.ndarray:
+    """Indices of a circuit's senders, the embedding excepted."""
+    return 1 + np.flatnonzero(edges[1:].any(1))
+
+
+def without_nodes(cut: Cut, edges: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """The metric [which, example] of the circuit of these edges, and of the model, without some nodes' terms.
+
+    Args:
+        gone: bool [sender].
+    """
+    away = cut.problem.graph.edges & gone[:, None]
+    return np.stack([cut.kept(edges & ~away), cut.without(away)])
+
+
+def some_nodes(edges: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Bool [sender]: at least one and at most half of the circuit's senders, the embedding excepted."""
-    within = np.flatnonzero(edges.any(1))
-    within = within[within > 0]
-    gone = np.zeros(len(graph.senders), dtype=bool)
+    within = inner_nodes(edges)
+    gone = np.zeros(len(edges), dtype=bool)
     if len(within):
         gone[generator.choice(within, generator.integers(1, max(1, len(within) // 2) + 1), replace=False)] = True
     return gone

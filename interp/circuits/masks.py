@@ -7,7 +7,8 @@ probability each and in between otherwise, and has gradients to its location log
     s = sigmoid((log u − log(1 − u) + log α) / β),  u ~ U(0, 1)        gate = clip(s · (b − a) + a, 0, 1)
     P(gate > 0) = sigmoid(log α − β · log(−a / b)),                    β = 2/3, a = −0.1, b = 1.1
 
-An open gate lets the clean run's own term pass, a closed one shows the corrupted run's. The loss is
+An open gate lets the clean run's own term pass, a closed one shows the corrupted run's (or, of edges, what another
+ablation says). The loss is
 
     − mean metric + penalty · Σ P(gate > 0)
 
@@ -35,6 +36,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.circuits.ablation import Ablated, Ablation
 from interp.circuits.gated import Gated
 from interp.circuits.patching import BUDGET, EdgePatching
 from interp.circuits.problem import Pairs, Problem
@@ -59,6 +61,7 @@ def edge_masks(
     steps: int = 300,
     batch: int = 16,
     learning_rate: float = 0.1,
+    ablation: str | Ablation = "resample",
     metric: str = "negative_kl",
     only_right: bool = False,
     budget: int = BUDGET,
@@ -74,15 +77,17 @@ def edge_masks(
         steps: of Adam.
         batch: pairs per step.
         learning_rate: of the gates' log α.
+        ablation: what a closed gate shows; any but an optimal one.
         budget: as in `EdgePatching`.
         seed: of the draws.
 
     Raises:
-        InterpError: as `Problem.of`; a penalty that is not positive; no step, or no pairs in it.
+        InterpError: as `Problem.of` and `Ablated`; a penalty that is not positive; no step, or no pairs in it.
+        PairError: as `Problem.of` and `Ablated`.
     """
     problem = Problem.of(model, task, metric, only_right)
-    edges = torch.from_numpy(problem.graph.edges)
-    cut = EdgePatching(model, problem.encoded.clean, problem.encoded.corrupted, problem.metric, budget)
+    edges, ablated = torch.from_numpy(problem.graph.edges), Ablated(problem, ablation)
+    cut = EdgePatching(model, problem.encoded.clean, ablated.source, problem.metric, budget)
 
     def value(gates: Tensor, rows: Tensor) -> Tensor:
         patch = torch.zeros(edges.shape, device=gates.device, dtype=gates.dtype)
@@ -92,7 +97,8 @@ def edge_masks(
     opened, facts = gates.train(value, steps, batch, cut.step, progress)
     score = np.full(edges.shape, np.nan)
     score[problem.graph.edges] = opened
-    return edge_scores(problem, "edge masks", score, np.full_like(score, np.nan), score_unit=SCORE_UNIT, **facts)
+    facts |= {"score_unit": SCORE_UNIT, **ablated.facts}
+    return edge_scores(problem, "edge masks", score, np.full_like(score, np.nan), **facts)
 
 
 def node_gates(

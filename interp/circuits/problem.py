@@ -85,18 +85,22 @@ class Problem:
             )
         return cls(model, graph, encoded, chosen, readout, values, right)
 
-    def groups(self, copies: int, budget: int = BUDGET) -> Iterator[tuple[Tensor, Prompts, Prompts, int]]:
+    def groups(
+        self, copies: int, budget: int = BUDGET, other: Prompts | None = None
+    ) -> Iterator[tuple[Tensor, Prompts, Prompts, int]]:
         """Pairs that are worked on together: (rows, clean, corrupted, first position at which any of them differ).
 
         Args:
             copies: how many times the terms of all senders are held per pair.
             budget: bytes for them.
+            other: prompts in the place of the corrupted ones.
         """
+        others = self.encoded.corrupted if other is None else other
         width = self.encoded.clean.ids.shape[1]
         terms = len(self.graph.senders) * width * self.model.d_model * self.model.dtype.itemsize
         step = max(1, int(budget / (copies * terms)))
         for rows in torch.arange(len(self.encoded), device=self.model.device).split(step):
-            clean, corrupted = self.encoded.clean.select(rows), self.encoded.corrupted.select(rows)
+            clean, corrupted = self.encoded.clean.select(rows), others.select(rows)
             differ = ((clean.ids != corrupted.ids) & clean.mask).any(0)
             # A group of identical pairs has no difference anywhere; its last position stands for them.
             first = int(differ.int().argmax()) if differ.any() else clean.ids.shape[1] - 1

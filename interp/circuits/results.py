@@ -35,6 +35,12 @@ class _OfGraph(Result):
         return f"{p['task']} ({p['n_scored']} pair{'s' if p['n_scored'] > 1 else ''}) · {p['model']}"
 
     @property
+    def _method(self) -> str:
+        """How it was found; another ablation than that of the corrupted run is named."""
+        p, usual = self.provenance, "resample"
+        return p["method"] + (f", {p['ablation']} ablation" if p.get("ablation", usual) != usual else "")
+
+    @property
     def _score_unit(self) -> str:
         return self.provenance.get("score_unit") or self.provenance["unit"]
 
@@ -86,15 +92,15 @@ class EdgeScores(_OfGraph):
     """Scores of the edges.
 
     `.data` holds over `sender` × `receiver`: `score`, in the metric's unit: (an estimate of) how much the metric
-    gains when this edge alone carries the clean instead of the corrupted term, mean over examples, NaN where there
-    is no edge; `error`, the standard error of that mean (values per example would take a matrix per pair); and per
-    `example` the metric's `clean` and `corrupted`.
+    gains when this edge alone carries the clean instead of the corrupted (or otherwise ablated) term, mean over
+    examples, NaN where there is no edge; `error`, the standard error of that mean (values per example would take a
+    matrix per pair); and per `example` the metric's `clean` and `corrupted`.
     """
 
     @property
     def title(self) -> str:
         """One line that states what was measured."""
-        return f"Edge scores by {self.provenance['method']} · {self._about}"
+        return f"Edge scores by {self._method} · {self._about}"
 
     @property
     def scores(self) -> np.ndarray:
@@ -148,8 +154,8 @@ class Circuit(_OfGraph):
     @property
     def title(self) -> str:
         """One line that states what it is."""
-        p = self.provenance
-        return f"Circuit of {int(self.edges.sum()):,} of {self.graph.n_edges:,} edges by {p['method']} · {self._about}"
+        n = f"{int(self.edges.sum()):,} of {self.graph.n_edges:,}"
+        return f"Circuit of {n} edges by {self._method} · {self._about}"
 
     @property
     def edges(self) -> np.ndarray:

@@ -1,7 +1,9 @@
 """How much does each node, or each edge, matter? One function per answer, from exact to estimated.
 
 Every score has the same unit and sign: **how much the metric gains when this node or edge carries its clean instead
-of its corrupted term**, mean over pairs. What the rest of the run is at decides the `direction`:
+of its corrupted term**, mean over pairs. (Instead of another term, under another `ablation`: methods that take one say
+what an edge carries in the place of its clean term, see `interp.circuits.ablation`.) What the rest of the run is at
+decides the `direction`:
 
 - *noising*: the rest is clean. An edge that is needed scores high, as in ACDC (Conmy et al. 2023, arXiv:2304.14997).
 - *denoising*: the rest is corrupted. An edge that suffices scores high.
@@ -14,6 +16,7 @@ of its corrupted term**, mean over pairs. What the rest of the run is at decides
 | `eap` | first-order estimate of `exact_edges` | one backward pass |
 | `eap_ig` | the same, gradients averaged from corrupted to clean embeddings | `steps` |
 | `eap_ig_activations` | the same, each layer's terms moved from corrupted to clean | `steps` × (2 · layers + 1) |
+| `edge_masks` | no effect but the probability that the edge stays, trained together with all others | hundreds |
 | `information_flow` | share of the receiver's input, blind to the metric (its unit is another: 0 to 1) | one pass |
 | `random_scores` | the control | none |
 
@@ -23,7 +26,8 @@ invisible to any method that moves one edge at a time from one end. Compare dire
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,15 +37,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.circuits.ablation import Ablated, Ablation
 from interp.circuits.exact import edge_effects, node_effects
 from interp.circuits.gradients import Start, backward, receiver_gradients
 from interp.circuits.information_flow import information_flow
+from interp.circuits.masks import edge_masks
 from interp.circuits.patching import BUDGET
 from interp.circuits.problem import Direction, Pairs, Problem, checked_direction
 from interp.circuits.results import EdgeScores, NodeScores, edge_scores, node_scores
 from interp.circuits.stream import Terms
 from interp.errors import InterpError, nearest
 from interp.models.language_model import LanguageModel
+from interp.models.prompts import Prompts
 from interp.models.site import Site
 from interp.progress import Progress, silent
 
@@ -53,14 +60,16 @@ def score(model: LanguageModel, task: Pairs, method: str = "eap-ig", **options: 
     """Scores of every edge, by the name of a method.
 
     Args:
-        method: `"eap-ig"`, `"eap-ig-activations"`, `"eap"`, `"exact"`, `"information-flow"` or `"random"`.
-        **options: of the method's function: `metric`, `steps`, `direction` …
+        method: `"eap-ig"`, `"eap-ig-activations"`, `"eap"`, `"exact"`, `"edge-masks"`, `"information-flow"` or
+            `"random"`. (`acdc` scores no edges: it takes some away and leaves a circuit.)
+        **options: of the method's function: `metric`, `steps`, `direction`, `ablation` …
 
     Raises:
-        InterpError: an unknown method.
+        InterpError: an unknown method; an option that it does not take.
     """
     if method not in METHODS:
         raise InterpError(f"There is no method {method!r} that scores edges." + nearest(str(method), METHODS))
+    check_options(method, METHODS[method], options)
     return METHODS[method](model, task, **options)
 
 
@@ -106,6 +115,7 @@ def eap(
     task: Pairs,
     *,
     direction: Direction = "noising",
+    ablation: str | Ablation = "resample",
     metric: str = "logit_difference",
     only_right: bool = False,
     budget: int = BUDGET,
@@ -117,19 +127,19 @@ def eap(
     Source: Syed, Rager & Conmy 2023 (arXiv:2310.10348); their gradient is taken at the clean run, as here by default.
 
     Raises:
-        InterpError: as `Problem.of`.
+        InterpError: as `Problem.of` and `Ablated`.
+        PairError: as `Problem.of` and `Ablated`.
     """
     problem = Problem.of(model, task, metric, only_right)
-    checked = checked_direction(direction)
-    sums = _Sums(problem)
-    for rows, clean, corrupted, first in problem.groups(2, budget):
-        terms = Terms.of(model, clean).minus(Terms.of(model, corrupted), problem.graph, first)
-        base = clean if checked == "noising" else corrupted
+    ablated, sums = Ablated(problem, ablation, direction), _Sums(problem)
+    for rows, clean, other, first in ablated.groups(2, budget):
+        terms = Terms.of(model, clean).minus(_terms(model, other), problem.graph, first)
+        base = _base(direction, clean, other)
         one = sums.of(len(rows))
         for receivers, gradient in receiver_gradients(model, problem.graph, base, problem.readout, rows, first=first):
             one.add(terms, receivers, gradient)
         sums.close(one)
-    return edge_scores(problem, "EAP", *sums.result(), direction=direction)
+    return edge_scores(problem, "EAP", *sums.result(), direction=direction, **ablated.facts)
 
 
 def eap_ig(
@@ -196,6 +206,7 @@ def eap_ig_activations(
     steps: int = 5,
     points: Points = "midpoint",
     direction: Direction = "noising",
+    ablation: str | Ablation = "resample",
     metric: str = "logit_difference",
     only_right: bool = False,
     budget: int = BUDGET,
@@ -210,34 +221,37 @@ def eap_ig_activations(
     Args:
         steps: number of points.
         points: as in `eap_ig`.
+        ablation: under `"zero"` scores of the embedding's edges are wrong: norms are blind to scale, so that all that
+            happens on its way to zero happens next to zero, where no point falls.
 
     Source: Hanna, Pezzelle & Belinkov 2024 (arXiv:2403.17806), the variant of their code and of MIB
         (arXiv:2504.13151).
 
     Raises:
-        InterpError: as `Problem.of`; no step, or an unknown rule.
+        InterpError: as `Problem.of` and `Ablated`; no step, or an unknown rule.
+        PairError: as `Problem.of` and `Ablated`.
     """
     problem = Problem.of(model, task, metric, only_right)
-    graph, checked = problem.graph, checked_direction(direction)
+    graph, ablated = problem.graph, Ablated(problem, ablation, direction)
     moments = alphas(steps, points, len(problem.encoded))
     writers = [(Site("resid_pre", 0), slice(0, 1))]
     for layer in range(graph.n_layers):
         at = graph.mlp_sender(layer)
         writers += [(Site("attn_out", layer), graph.heads(layer)), (Site("mlp_out", layer), slice(at, at + 1))]
     sums = _Sums(problem)
-    for rows, clean, corrupted, first in problem.groups(2, budget):
-        terms = Terms.of(model, clean).minus(Terms.of(model, corrupted), graph, first)
-        base = clean if checked == "noising" else corrupted
+    for rows, clean, other, first in ablated.groups(2, budget):
+        terms = Terms.of(model, clean).minus(_terms(model, other), graph, first)
+        base = _base(direction, clean, other)
         one = sums.of(len(rows))
         for site, senders in progress(writers, "layers"):
             away = F.pad(terms[:, senders].sum(1), (0, 0, first, 0))
             for alpha in _columns(moments, rows, away):
-                moved = alpha - 1 if checked == "noising" else alpha
+                moved = alpha - 1 if direction == "noising" else alpha
                 start = Start(site, lambda x, moved=moved, away=away: x + moved * away)
                 for receivers, gradient in receiver_gradients(model, graph, base, problem.readout, rows, start, first):
                     one.add(terms, receivers, gradient / steps, senders)
         sums.close(one)
-    facts = {"steps": steps, "points": points, "alphas": moments[0].tolist(), "direction": direction}
+    facts = {"steps": steps, "points": points, "alphas": moments[0].tolist(), "direction": direction, **ablated.facts}
     return edge_scores(problem, "EAP-IG (activations)", *sums.result(), **facts)
 
 
@@ -272,6 +286,7 @@ def exact_edges(
     task: Pairs,
     *,
     direction: Direction = "noising",
+    ablation: str | Ablation = "resample",
     metric: str = "logit_difference",
     only_right: bool = False,
     budget: int | None = None,
@@ -286,11 +301,13 @@ def exact_edges(
         checkpoint: as in `sweep`.
 
     Raises:
-        InterpError: as `Problem.of`.
+        InterpError: as `Problem.of` and `Ablated`.
+        PairError: as `Problem.of` and `Ablated`.
     """
     problem = Problem.of(model, task, metric, only_right)
-    effects = edge_effects(problem, checked_direction(direction), budget, progress, checkpoint)
-    return edge_scores(problem, "exact patching", *_mean_and_error(effects), direction=direction)
+    ablated = Ablated(problem, ablation, direction)
+    effects = edge_effects(ablated, direction, budget, progress, checkpoint)
+    return edge_scores(problem, "exact patching", *_mean_and_error(effects), direction=direction, **ablated.facts)
 
 
 def random_scores(
@@ -316,10 +333,26 @@ METHODS: Mapping[str, Callable[..., EdgeScores]] = {
     "eap-ig-activations": eap_ig_activations,
     "eap": eap,
     "exact": exact_edges,
+    "edge-masks": edge_masks,
     "information-flow": information_flow,
     "random": random_scores,
 }
 """Methods that score edges, by name."""
+
+
+def check_options(method: str, function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuse options that a method does not take.
+
+    Raises:
+        InterpError: such an option; the message names the methods that take it, or those that this one takes.
+    """
+    takes = [name for name, one in signature(function).parameters.items() if one.kind is Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option in takes:
+            continue
+        others = [name for name, other in METHODS.items() if option in signature(other).parameters]
+        hint = f"; {', '.join(others)} do{'es' * (len(others) == 1)}." if others else "." + nearest(option, takes)
+        raise InterpError(f"{method} takes no {option!r}{hint}")
 
 
 def alphas(steps: int, points: str, n: int = 1) -> Float[np.ndarray, "pair step"]:
@@ -344,6 +377,18 @@ def _columns(
     """The points of some pairs, step by step."""
     for column in moments.T:
         yield torch.from_numpy(column).to(like)[rows, None, None]
+
+
+def _terms(model: LanguageModel, other: Prompts | Terms) -> Terms:
+    return other if isinstance(other, Terms) else Terms.of(model, other)
+
+
+def _base(direction: str, clean: Prompts, other: Prompts | Terms) -> Prompts:
+    """The prompts that run."""
+    if direction == "noising":
+        return clean
+    assert isinstance(other, Prompts), "checked by Ablated"
+    return other
 
 
 def _blocks(problem: Problem) -> list[slice]:

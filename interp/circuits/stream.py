@@ -63,6 +63,10 @@ class Terms:
         """Nothing, for each prompt and position (a bias of an attention's output is no head's, and stays)."""
         return Terms(self.model, {site: x.new_zeros(1).expand_as(x) for site, x in self.activations.items()}, True)
 
+    def select(self, rows: Tensor, width: int) -> Terms:
+        """Those of some prompts, at the first positions."""
+        return Terms(self.model, {site: x[rows, :width] for site, x in self.activations.items()}, self.scaled)
+
     def mean(self, prompts: Prompts, n: int) -> Terms:
         """The mean over prompts at each position, the same for n prompts.
 

@@ -9,15 +9,14 @@ from interp.errors import InterpError
 from interp.tasks.truth import GroundTruth
 
 
-def auc(scores: EdgeScores | NodeScores, truth: GroundTruth, *, ablation: str = "resample") -> float:
+def auc(scores: EdgeScores | NodeScores, truth: GroundTruth, *, ablation: str | None = None) -> float:
     """The chance that a true edge has a higher |score| than another one; ties count one half.
 
     1 is a perfect order, 0.5 what random scores give, and what equal scores give. A node is true if a true edge
-    leaves it. All methods here patch corrupted terms, so the circuit that they should find is the one under
-    `"resample"`.
+    leaves it.
 
     Args:
-        ablation: under which the circuit is true.
+        ablation: under which the circuit is true; if not given, that of the scores (of most, `"resample"`).
 
     Raises:
         InterpError: scores of another model; an ablation for which no truth is known; a circuit of every edge or node,
@@ -33,8 +32,9 @@ def auc(scores: EdgeScores | NodeScores, truth: GroundTruth, *, ablation: str = 
         raise InterpError(
             f"These scores are of {graph.model}; the circuit of {truth.name} is one of {truth.model.name}."
         )
+    under = ablation or str(scores.provenance.get("ablation", "resample"))
     true = np.zeros(graph.edges.shape, dtype=bool)
-    for edge in truth.edges(ablation):
+    for edge in truth.edges(under):
         true[graph.index(edge)] = True
     real, values = graph.edges, np.abs(scores.scores)
     labels, values = (true.any(1), values) if isinstance(scores, NodeScores) else (true[real], values[real])

@@ -8,7 +8,7 @@ import torch
 from circuits.exact import exact, pairs, plain, tolerance
 from circuits.test_patching import NAMES, ByHand
 
-from interp.circuits.ablation import ABLATIONS, Ablation, Cut
+from interp.circuits.ablation import ABLATIONS, Ablated, Ablation, Cut
 from interp.circuits.patching import EdgePatching
 from interp.circuits.problem import Problem
 from interp.circuits.stream import Terms
@@ -152,6 +152,10 @@ def test_refusals(speaking):
     long = Task("long", (PromptPair("The key to the door", "The keys to the door", " is", " are"),), "made up")
     with pytest.raises(PairError, match="mean ablation: the prompts of 'short' have up to"):
         Cut(Problem.of(speaking, long, "logit_difference"), Ablation("mean", over=short))
+    with pytest.raises(InterpError, match="Optimal constants are learned for a circuit.*score under 'mean'"):
+        Ablated(alone, Ablation("optimal", PAIRS))
+    with pytest.raises(InterpError, match="zero terms are of no prompts; take direction='noising'"):
+        Ablated(alone, "zero", "denoising")
     assert Ablation("mean", over=short).record()["ablated_over"] == "short, 1 pairs, seed None"
     assert set(ABLATIONS) == {"resample", "resample-other", "mean", "zero", "optimal"}
     model = exact("gpt2")

@@ -78,6 +78,13 @@ def test_masks_of_known_circuits(program):
     assert result.data["clean"].attrs["unit"] == "nats"
 
 
+def test_masks_under_zeros_keep_the_constants_too():
+    truth = interp.tasks.compiled("previous", n=16)
+    result = edge_masks(truth.model, truth.task, ablation="zero", **QUICK)
+    assert set(threshold(result, 0.5).names) == truth.edges("zero") > truth.edges()
+    assert "by edge masks, zero ablation" in result.title
+
+
 def test_nodes_of_a_known_circuit():
     truth = interp.tasks.compiled("trigram", n=16)
     result = node_gates(truth.model, truth.task, **QUICK)

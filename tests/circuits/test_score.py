@@ -9,8 +9,9 @@ from circuits.exact import FAMILIES, PLANTED, exact, pairs, plain, planted, tole
 from models.tiny import tiny
 from torch import nn
 
+from interp.circuits.ablation import Ablation, Cut
 from interp.circuits.patching import EdgePatching
-from interp.circuits.problem import checked_direction
+from interp.circuits.problem import Problem, checked_direction
 from interp.circuits.results import EdgeScores, NodeScores
 from interp.circuits.score import (
     METHODS,
@@ -82,6 +83,42 @@ def test_exact_edges_are_single_patches(family, direction):
         error = float(effects.std()) / 3**0.5
         assert error == pytest.approx(result.data["error"].values[i, j], abs=tolerance(family))
     assert np.nanmax(np.abs(result.scores)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample-other"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+def test_under_other_ablations_scores_are_single_cuts_and_their_derivative(family, kind):
+    """`Cut` is what test_ablation.py checks by hand."""
+    model, task = exact(family), pairs((7, 5, 6, 7, 6, 5))
+    cut = Cut(Problem.of(model, task, "logit_difference"), Ablation(kind))
+    graph, clean = cut.problem.graph, plain(model, task.clean, task).numpy()
+    weights = torch.zeros(graph.edges.shape, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(cut.patching(weights).mean(), weights)
+    estimated = eap(model, task, ablation=kind)
+    close(estimated.scores[graph.edges], -gradient.numpy()[graph.edges], tolerance(family))
+    assert np.nanmax(np.abs(estimated.scores - eap(model, task).scores)) > 1e-3
+    assert estimated.provenance["ablation"] == kind and f"by EAP, {kind} ablation ·" in estimated.title
+    close(eap(model, task, ablation=kind, budget=1).scores, estimated.scores, tolerance(family))
+    found = exact_edges(model, task, ablation=kind)
+    for i, j in np.random.default_rng(0).permutation(np.argwhere(graph.edges))[:12]:
+        one = np.zeros(graph.edges.shape, dtype=bool)
+        one[i, j] = True
+        assert found.scores[i, j] == pytest.approx((clean - cut.without(one)).mean(), abs=tolerance(family)), (i, j)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_under_other_ablations_activations_complete_layer_by_layer(kind):
+    model, task = exact("gpt2"), pairs((7, 5, 6, 7, 6, 5))
+    cut = Cut(Problem.of(model, task, "logit_difference"), Ablation(kind))
+    graph, clean = cut.problem.graph, plain(model, task.clean, task).numpy()
+    leaving = np.nansum(eap_ig_activations(model, task, steps=32, ablation=kind).scores, 1)
+    for senders in ([0], list(range(*graph.heads(1).indices(99))), [graph.mlp_sender(0)]):
+        layer = np.isin(np.arange(len(graph.senders)), senders)[:, None] & graph.edges
+        effect = (clean - cut.without(layer)).mean()
+        assert abs(effect) > 1e-1
+        # All of the embedding's effect is where it is nearly zero, since norms are blind to scale: points fall beside it.
+        found = abs(leaving[senders].sum() - effect) < 1e-2
+        assert found == (kind == "mean" or senders != [0])
 
 
 @DIRECTIONS
@@ -225,7 +262,9 @@ def test_on_a_linear_model_every_method_agrees():
     close(expected[:, queries][exact_edges(model, PAIRS).graph.edges[:, queries]], 0)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("random", "information-flow")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("random", "information-flow", "edge-masks")]
+)
 def test_a_planted_circuit_is_found_and_nothing_else(method):
     result = score(planted(), PAIRS, method)
     found = {name for name, value in result.strongest(result.graph.n_edges) if abs(value) > 1e-6}
@@ -290,6 +329,10 @@ def test_refusals():
     model = exact("gpt2")
     with pytest.raises(InterpError, match="no method 'eap-gi'.*Did you mean 'eap-ig'"):
         score(model, PAIRS, "eap-gi")
+    with pytest.raises(InterpError, match="eap takes no 'steps'; eap-ig, eap-ig-activations, edge-masks do"):
+        score(model, PAIRS, "eap", steps=3)
+    with pytest.raises(InterpError, match="random takes no 'seeed'.*Did you mean 'seed'"):
+        score(model, PAIRS, "random", seeed=3)
     with pytest.raises(InterpError, match="no metric 'accuracy' with a gradient"):
         eap(model, PAIRS, metric="accuracy")
     with pytest.raises(InterpError, match="Direction 'up'"):

@@ -41,6 +41,14 @@ def test_exact_edges_find_every_circuit(name):
         assert found(name, exact_edges, direction="denoising") == 1
 
 
+@pytest.mark.parametrize("name", ["previous", "first", "pointer", "trigram", "induction", "by hand", "and"])
+def test_under_zeros_exact_edges_find_the_larger_circuit(name):
+    scores = exact_edges(made(name).model, made(name).task, ablation="zero")
+    assert auc(scores, made(name)) == auc(scores, made(name), ablation="zero") == 1
+    seen = {edge for edge, value in scores.strongest(scores.graph.n_edges) if abs(value) > 1e-4}
+    assert seen == made(name).edges("zero") > made(name).edges()
+
+
 @pytest.mark.parametrize(("kind", "blind"), [("or", "noising"), ("and", "denoising")])
 @pytest.mark.parametrize("method", [exact_edges, eap])
 def test_a_gate_hides_its_branches_from_whatever_looks_from_one_end(kind, blind, method):
