@@ -85,9 +85,9 @@ class Alignment(Result):
             f"Alignment: {self.title}",
             f"  IIA on {n} held-out examples, answers among {p['answers']}; without an interchange "
             f"{float(self.data['base_correct'].mean()):.3f}",
-            f"  best of {searched} cells: {p['part']} of layer {best['layer']} at {best['region']!r}, rank {best['rank']}:"
-            f" {float(here['iia']):.3f} [{float(here['low']):.3f}, {float(here['high']):.3f}]; on the {p['n_train']} "
-            f"examples of its training {float(here['train_iia']):.3f}",
+            f"  best of {searched} cells: {p['part']} of layer {best['layer']} at {best['region']!r}, rank "
+            f"{best['rank']}: {float(here['iia']):.3f} [{float(here['low']):.3f}, {float(here['high']):.3f}]; on the "
+            f"{p['n_train']} examples of its training {float(here['train_iia']):.3f}",
         ]
         controls = [f"{name} {float(here['control_iia'].sel(control=name)):.3f}" for name in here["control"].values]
         lines.append("  beside it: " + (", ".join(controls) or "NO CONTROL was run"))

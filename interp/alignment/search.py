@@ -229,9 +229,9 @@ def _kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only
     rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
     if len(rows) < 2:
         raise PairError(
-            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} rightly. An "
-            "alignment would be with a computation that the model does not do; take more examples or an easier task "
-            "(or among_answers=True, or only_right=False)."
+            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
+            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
+            "easier task (or among_answers=True, or only_right=False)."
         )
     return encoded.select(rows.tolist())
 
