@@ -47,7 +47,7 @@ class Alignment(Result):
     def best(self) -> dict[str, Any]:
         """Layer, region and rank of the highest IIA (of equal ones the lowest rank, then the earliest)."""
         values = self.data["iia"].transpose("rank", "layer", "region")
-        rank, layer, region = (int(i) for i in np.unravel_index(int(values.argmax()), values.shape))
+        rank, layer, region = (int(i) for i in np.unravel_index(int(values.values.argmax()), values.shape))
         at = {"layer": values["layer"][layer], "region": values["region"][region], "rank": values["rank"][rank]}
         return {name: value.item() for name, value in at.items()}
 

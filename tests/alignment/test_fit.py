@@ -58,7 +58,9 @@ PLAN = Training(steps=300, batch=32, learning_rate=3e-2)
 def test_the_planted_subspace_is_found_and_nothing_is_found_in_shuffled_labels() -> None:
     train, label, answer = planted(256, 0)
     test, test_label, test_answer = planted(400, 1)
-    coin, test_coin = (torch.rand(len(x), generator=torch.Generator().manual_seed(7)) < 0.5 for x in (label, test_label))
+    coin, test_coin = (
+        torch.rand(len(x), generator=torch.Generator().manual_seed(7)) < 0.5 for x in (label, test_label)
+    )
     targets = torch.stack([label, torch.where(coin, label, answer)])
     group = cells(2, sets=2)
     (fitted,) = fit([group], train, targets, PLAN)
@@ -216,7 +218,9 @@ def test_a_loss_that_is_not_finite_stops_its_cell_alone() -> None:
 def test_answers_among_some_tokens_and_where_there_are_none() -> None:
     train, _, answer = planted(16, 9)
     nothing = Cells(Subspace(torch.empty(WIDTH, 0)), torch.tensor([0]), torch.tensor([0]), ("nothing",))
-    assert torch.equal(answers(nothing, train, among=torch.tensor([1, 2])).token[0] % 3 != 0, torch.ones(16, dtype=bool))
+    assert torch.equal(
+        answers(nothing, train, among=torch.tensor([1, 2])).token[0] % 3 != 0, torch.ones(16, dtype=bool)
+    )
     broken = FunctionContinuation(train.base[0], (train.sources[0][0],), lambda x: train.function(x) * torch.nan)
     assert not answers(nothing, broken).agree(answer[None]).any()
 
@@ -234,10 +238,11 @@ def test_refusals(tmp_path) -> None:
             replace(PLAN, **wrong)
     with pytest.raises(ShapeError, match="base's shape"):
         FunctionContinuation(train.base[0], (train.base[0, :3],), train.function)
+    bad = train.base[0].clone()
+    bad[3, 2] = torch.nan
+    broken = FunctionContinuation(bad, (bad,), train.function)
     with pytest.raises(InterpError, match="somewhere of example 3 is not finite"):
-        bad = train.base[0].clone()
-        bad[3, 2] = torch.nan
-        FunctionContinuation(bad, (bad,), train.function).check(["somewhere"])
+        broken.check(["somewhere"])
     path = tmp_path / "fit.safetensors"
     fit([cells(1)], train, label[None], Training(steps=2), checkpoint=path)
     with pytest.raises(InterpError, match="another training"):
