@@ -2,7 +2,7 @@
 
 from interp.circuits.ablation import ABLATIONS, Ablation
 from interp.circuits.acdc import acdc
-from interp.circuits.controls import Claim, claim, reset, shuffled_answers
+from interp.circuits.controls import Claim, claim, shuffled_answers
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.graph import Graph
 from interp.circuits.head_gating import HeadGates, HeadToggles, head_gating, toggle_heads
@@ -35,6 +35,7 @@ from interp.circuits.select import (
 )
 from interp.circuits.stability import Stability, by_prompts, stability
 from interp.circuits.truth import auc
+from interp.models.reset import reset
 
 __all__ = [
     "ABLATIONS",

@@ -12,12 +12,9 @@ of the pairs, a circuit of a stated size, and on the other half
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
-
-import torch
 
 from interp.circuits.evaluate import Evaluation, evaluate
 from interp.circuits.hypotheses import Trials
@@ -26,26 +23,7 @@ from interp.circuits.score import score
 from interp.circuits.select import top_n
 from interp.errors import InterpError, PairError
 from interp.models.language_model import LanguageModel
-from interp.models.load import describe
 from interp.tasks.pairs import Task
-
-
-def reset(model: LanguageModel, seed: int = 0) -> LanguageModel:
-    """The same architecture with random weights; `model` keeps its own.
-
-    Every matrix is drawn from a normal distribution with the root mean square of the old one, and the entries of every
-    vector (biases, gains of norms) are shuffled, so that activations keep their order of magnitude.
-    """
-    network = copy.deepcopy(model.network)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.ndim > 1:
-                drawn = torch.randn(weight.shape, generator=generator) * weight.float().square().mean().sqrt().cpu()
-                weight.copy_(drawn)
-            else:
-                weight.copy_(weight[torch.randperm(len(weight), generator=generator).to(weight.device)])
-    return describe(network, model.tokenizer, f"{model.name}, reset {seed}")
 
 
 def shuffled_answers(task: Task, seed: int = 0) -> Task:

@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 import torch
 
-from interp.circuits.controls import claim, reset, shuffled_answers
+from interp.circuits.controls import claim, shuffled_answers
 from interp.errors import InterpError
 from interp.interventions.run import run
+from interp.models.reset import reset
 from interp.tasks import compiled, planted
 from interp.tasks.pairs import Task
 

@@ -7,12 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from interp.circuits.controls import reset
 from interp.circuits.results import EdgeScores
 from interp.circuits.score import attribution_patching, eap, eap_ig, eap_ig_activations, exact_edges, exact_nodes
 from interp.circuits.score import random_scores as randomly
 from interp.circuits.truth import auc
 from interp.errors import InterpError
+from interp.models.reset import reset
 from interp.tasks import PROGRAMS, compiled, gate, induction_by_hand, planted
 
 MAKERS = {name: (lambda name=name: compiled(name)) for name in PROGRAMS} | {

@@ -1,0 +1,143 @@
+"""What a search for an aligned variable found, with the controls beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.errors import InterpError
+from interp.results import Result
+
+if TYPE_CHECKING:
+    import xarray
+    from plotly.graph_objects import Figure
+
+    from interp.alignment.maps import Subspace
+
+FITS = ("task", "shuffled labels", "random model")
+"""What maps were fitted to."""
+CONTROLS = ("full swap", "before training", "shuffled labels", "random model")
+"""What an IIA stands beside: the whole state exchanged; the maps as they start (of a `LowRank`, random rotations); maps
+fitted to labels that a coin decides, and judged by such labels; maps fitted to the same task on a network of random
+weights."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Alignment(Result):
+    """Interchange intervention accuracy (IIA) of a variable over places, on examples that no map has seen.
+
+    `.data` holds over `layer` × `region` × `rank` (per variable): `iia`, the share of held-out examples on which the
+    network answers as the causal model does under the interchange, with its 95 % interval `low` to `high` (bootstrap
+    over examples), and `train_iia` on those it was fitted to; with `control` in front `control_iia`; example by example
+    `correct` and `control_correct`; over `fit` × … × `step` the training `loss`, in nats. Over `layer` × `region`:
+    `trained` (where it is false, base and sources agree on every training example, and the base run answers), and
+    `moved`, the share of held-out examples whose states differ. Over `example`: `base_correct`, whether the base run
+    gives the label. Of maps that are subspaces, `basis` holds the columns, those of the variables side by side.
+    """
+
+    @property
+    def title(self) -> str:
+        """One line that states what was searched for."""
+        p = self.provenance
+        return f"{' and '.join(p['variables'])} of {p['task']}, by {p['kind']} · {p['model']}"
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Layer, region and rank of the highest IIA (of equal ones the lowest rank, then the earliest)."""
+        values = self.data["iia"].transpose("rank", "layer", "region")
+        rank, layer, region = (int(i) for i in np.unravel_index(int(values.argmax()), values.shape))
+        at = {"layer": values["layer"][layer], "region": values["region"][region], "rank": values["rank"][rank]}
+        return {name: value.item() for name, value in at.items()}
+
+    @property
+    def margin(self) -> xarray.DataArray:
+        """IIA above the highest control, the full swap (a ceiling, not a rival) left out."""
+        rivals = self.data["control_iia"].drop_sel(control="full swap", errors="ignore")
+        return self.data["iia"] - rivals.max("control") if rivals.sizes["control"] else self.data["iia"]
+
+    def basis(self, layer: int, region: str, rank: int) -> Subspace:
+        """The subspace that was found at a place.
+
+        Raises:
+            InterpError: a place that was not searched, or maps that are no subspaces.
+        """
+        import torch
+
+        from interp.alignment.maps import Subspace
+
+        if "basis" not in self.data:
+            raise InterpError(f"Maps of the kind {self.provenance['kind']} are no subspaces.")
+        try:
+            columns = self.data["basis"].sel(layer=layer, region=region, rank=rank).values
+        except KeyError as error:
+            raise InterpError(f"Layer {layer}, region {region!r}, rank {rank}: no such cell was searched.") from error
+        n = rank * len(self.provenance["variables"])
+        return Subspace(torch.from_numpy(columns[:, :n].copy()), (rank,) * len(self.provenance["variables"]))
+
+    def summary(self) -> str:
+        """The best cell with its controls, the margin, and what was left out."""
+        p, best = self.provenance, self.best
+        here = self.data.sel(best)
+        n, searched = self.data.sizes["example"], self.data["iia"].size
+        lines = [
+            f"Alignment: {self.title}",
+            f"  IIA on {n} held-out examples, answers among {p['answers']}; without an interchange "
+            f"{float(self.data['base_correct'].mean()):.3f}",
+            f"  best of {searched} cells: {p['part']} of layer {best['layer']} at {best['region']!r}, rank {best['rank']}:"
+            f" {float(here['iia']):.3f} [{float(here['low']):.3f}, {float(here['high']):.3f}]; on the {p['n_train']} "
+            f"examples of its training {float(here['train_iia']):.3f}",
+        ]
+        controls = [f"{name} {float(here['control_iia'].sel(control=name)):.3f}" for name in here["control"].values]
+        lines.append("  beside it: " + (", ".join(controls) or "NO CONTROL was run"))
+        if missing := [name for name in CONTROLS if name not in here["control"].values]:
+            lines.append(f"  NOT run: {', '.join(missing)}")
+        if controls and float(self.margin.sel(best)) <= 0:
+            lines.append("  NOT above its controls: what is shown there is the method, not the network")
+        still = int((~self.data["trained"]).sum())
+        if still:
+            lines.append(
+                f"  {still} of {self.data['trained'].size} places: base and sources agree; the base run answers"
+            )
+        lines += [f"  stopped: {why}" for why in p["stopped"][:4]]
+        lines.append(
+            f"  kept {p['n_train']} of {p['n_train_attempted']} and {n} of {p['n_attempted']} examples: "
+            + ("those whose base and sources the model answers rightly" if p["only_right"] else "all")
+        )
+        return "\n".join(lines)
+
+    def plot(self, rank: int | None = None) -> Figure:
+        """IIA over layer × region beside its controls, at one rank (the best cell's, if none is given)."""
+        import xarray as xr
+
+        from interp.plots import heatmap
+
+        rank = self.best["rank"] if rank is None else rank
+        self._searched(rank)
+        maps = [self.data["iia"].sel(rank=rank)]
+        names = [*self.data["control"].values]
+        maps += [self.data["control_iia"].sel(rank=rank, control=name).drop_vars("control") for name in names]
+        data = xr.concat(maps, xr.Variable("fit", ["fitted", *names]))
+        title = f"Interchange accuracy on held-out examples, rank {rank}: {self.title}"
+        return heatmap(data, x="region", y="layer", facet="fit", title=title, unit="IIA", diverging=False)
+
+    def plot_training(self, rank: int | None = None) -> Figure:
+        """The training loss of each layer at the best cell's region: a line per layer, smoothed over 40 stretches."""
+        from interp.plots import curves
+
+        rank = self.best["rank"] if rank is None else rank
+        self._searched(rank)
+        losses = self.data["loss"].sel(fit="task", rank=rank, region=self.best["region"])
+        window = max(1, losses.sizes["step"] // 40)
+        smooth = losses.coarsen(step=window, boundary="trim").mean()
+        return curves(
+            smooth, x="step", line="layer", title=f"Training at {self.best['region']!r}, rank {rank}: {self.title}",
+            unit="nats", quantity="cross-entropy", bars=False, baseline=None,
+        )  # fmt: skip
+
+    def _searched(self, rank: int) -> None:
+        if rank not in self.data["rank"].values:
+            raise InterpError(
+                f"Rank {rank} was not searched; there are {', '.join(map(str, self.data['rank'].values))}."
+            )
