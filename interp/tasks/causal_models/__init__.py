@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from interp.tasks.causal_model import CausalModel
+from interp.tasks.causal_models.carry import carry_interchange, carry_model
+from interp.tasks.causal_models.entities import entity_interchange, entity_model
+from interp.tasks.causal_models.equality import (
+    VECTOR_MODELS,
+    VECTOR_VARIABLES,
+    VectorInterchange,
+    vector_interchange,
+)
 from interp.tasks.causal_models.ioi import ioi_interchange, ioi_model
 from interp.tasks.causal_models.number import number_interchange, number_model
+from interp.tasks.causal_models.price import price_interchange, price_model
 from interp.tasks.interchange import InterchangeTask
 from interp.tasks.pairs import check_choice
 
@@ -35,6 +44,14 @@ INTERCHANGES: Mapping[str, Family] = MappingProxyType(
         "ioi-identity": Family(lambda: ioi_model("identity"), ("identity",), ioi_interchange),
         "subject-number": Family(number_model, ("number",), number_interchange),
         "subject-tense": Family(number_model, ("tense",), number_interchange),
+        "price-left": Family(price_model, ("left",), price_interchange),
+        "price-right": Family(price_model, ("right",), price_interchange),
+        "price-bracket": Family(lambda: price_model("bracket"), ("bracket",), price_interchange),
+        "addition-carry": Family(carry_model, ("carry",), carry_interchange),
+        "addition-tens": Family(carry_model, ("tens",), carry_interchange),
+        "country-capital": Family(entity_model, ("capital",), entity_interchange),
+        "country-language": Family(entity_model, ("language",), entity_interchange),
+        "country-continent": Family(entity_model, ("continent",), entity_interchange),
     }
 )
 """The tasks on texts, by name."""
@@ -59,10 +76,20 @@ def interchange(name: str, n: int, seed: int = 0, split: str = "all") -> Interch
 
 __all__ = [
     "INTERCHANGES",
+    "VECTOR_MODELS",
+    "VECTOR_VARIABLES",
     "Family",
+    "VectorInterchange",
+    "carry_interchange",
+    "carry_model",
+    "entity_interchange",
+    "entity_model",
     "interchange",
     "ioi_interchange",
     "ioi_model",
     "number_interchange",
     "number_model",
+    "price_interchange",
+    "price_model",
+    "vector_interchange",
 ]

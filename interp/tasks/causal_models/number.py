@@ -1,7 +1,7 @@
-"""Subject number as a causal model: "Yesterday, the keys near the cabinet" → " were".
+"""Subject number as a causal model: "She saw that the keys near the cabinet, as always," → " were".
 
-The head noun's number and the adverb's tense decide the verb; another noun stands between. The tense is there so that
-the source's answer is not the label: what carries over a number must leave the tense alone.
+The head noun's number and the main clause's tense decide the verb; another noun stands between. The tense is there so
+that the source's answer is not the label: what carries a number over must leave the tense alone.
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from interp.tasks.agreement import ATTRACTORS, HEADS, LINKS
+from interp.tasks.agreement import ATTRACTORS, HEADS
 from interp.tasks.causal_model import CausalModel, Setting, Variable
 from interp.tasks.interchange import Instance, InterchangeTask, compose, draw_task
 from interp.tasks.pairs import check_choice, part_of, split_name
 
 NUMBERS = ("singular", "plural")
 TENSES = ("present", "past")
+LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
 SOURCE = "after Linzen et al. 2016, arXiv:1611.01368"
 _VERBS = {("singular", "present"): " is", ("plural", "present"): " are",
           ("singular", "past"): " was", ("plural", "past"): " were"}  # fmt: skip
-_TIMES = {"present": ("Today", "Now"), "past": ("Yesterday", "Then")}
+_TENSES = {"sees": "present", "saw": "past"}
+_PEOPLE = ("She", "He")
 _NUMBER_OF = {word: number for pair in HEADS + ATTRACTORS for word, number in zip(pair, NUMBERS, strict=True)}
-_REGIONS = ("adverb", "subject", "attractor")
+_TEMPLATE = "{person} {verb} that the {subject} {link} the {attractor}, as always,"
+_REGIONS = ("verb", "subject", "attractor")
 
 
 def number_model() -> CausalModel:
-    """Number of the subject and tense of the adverb, which decide the verb; the attractor decides nothing."""
+    """Number of the subject and tense of the main verb, which decide the answer; the attractor decides nothing."""
     subjects, attractors = (tuple(word for pair in nouns for word in pair) for nouns in (HEADS, ATTRACTORS))
-    tense_of = {adverb: tense for tense, adverbs in _TIMES.items() for adverb in adverbs}
     variables = (
-        Variable("adverb", tuple(tense_of)),
+        Variable("verb", tuple(_TENSES)),
         Variable("subject", subjects),
         Variable("attractor", attractors),
         Variable("number", NUMBERS, ("subject",), _NUMBER_OF.__getitem__),
-        Variable("tense", TENSES, ("adverb",), tense_of.__getitem__),
+        Variable("tense", TENSES, ("verb",), _TENSES.__getitem__),
         Variable("answer", tuple(_VERBS.values()), ("number", "tense"), lambda *form: _VERBS[form]),
     )
     return CausalModel("subject number", variables, "answer", SOURCE)
@@ -44,7 +46,7 @@ def number_interchange(
 ) -> InterchangeTask:
     """Counterfactuals for the number of the subject, or for the tense, or both.
 
-    Base and source share the preposition. Regions are `adverb`, `subject` and `attractor`.
+    Base and source share their first word and the preposition. Regions are `verb`, `subject` and `attractor`.
 
     Args:
         n: number of examples; the law is that of `CausalModel.counterfactuals`.
@@ -62,14 +64,14 @@ def number_interchange(
 
     def draw(random: Random, _base: Setting | None) -> Setting:
         return {
-            "adverb": random.choice(_TIMES[random.choice(TENSES)]),
+            "verb": random.choice(tuple(_TENSES)),
             "subject": random.choice(random.choice(heads)),
             "attractor": random.choice(random.choice(attractors)),
         }
 
     def write(values: Setting, random: Random) -> Instance:
-        words = {"link": random.choice(links)}
-        text, regions = compose("{adverb}, the {subject} {link} the {attractor}", _REGIONS, {**values, **words})
+        words = {"person": random.choice(_PEOPLE), "link": random.choice(links)}
+        text, regions = compose(_TEMPLATE, _REGIONS, {**values, **words})
         return Instance(text, str(values["answer"]), regions, values)
 
     name = split_name(f"subject-{'-'.join(variables)}", split)

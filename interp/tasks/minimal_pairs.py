@@ -1,0 +1,255 @@
+"""Minimal pairs of syntax: "The keys that the boy liked" → " are", "The key that the boy liked" → " is".
+
+Each task has two types of sentence that differ in one region and call for two different tokens. Base and source of an
+example are of different types and otherwise alike, so the label always is the source's answer: these tasks ask *where*
+a distinction is made and by which direction, and their control is another task on the same sentences (`control`).
+
+| kind | what decides the next token |
+|---|---|
+| agreement | the number of the subject, across other nouns |
+| licensing | what licenses "ever", or agrees with a reflexive |
+| garden path | whether a noun phrase is an object or begins a clause; whether a verb is the main one |
+| gross syntactic state | whether a main clause is still to come |
+| long-distance | whether a gap is waiting for its filler |
+
+Source: after Arora, Jurafsky & Potts 2024, "CausalGym" (arXiv:2402.12560), whose kinds of task, regions and control
+these are; the templates and words are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+
+from interp.errors import PairError
+from interp.tasks.agreement import ATTRACTORS, HEADS
+from interp.tasks.interchange import Counterfactual, Instance, InterchangeTask, compose
+from interp.tasks.ioi import FEMALE_NAMES, MALE_NAMES
+from interp.tasks.pairs import check_choice, check_count, part_of, split_name
+
+SOURCE = "after Arora et al. 2024, CausalGym, arXiv:2402.12560"
+KINDS = ("agreement", "licensing", "garden path", "gross syntactic state", "long-distance")
+CONTROL_ANSWERS = (" dog", " give")
+"""Of the two types of sentence in the control task."""
+
+_FEWEST_TO_SPLIT = 6  # shorter lists are function words, which both splits need
+_MOST_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A task: a template, what fills it, and the token that each type of sentence calls for.
+
+    Attributes:
+        name: of the task.
+        kind: one of `KINDS`.
+        template: its fields are the regions.
+        fields: the choices for each; a choice that is a pair has a form for each of the two types.
+        types: names of the types.
+        answers: one per type.
+    """
+
+    name: str
+    kind: str
+    template: str
+    fields: Mapping[str, tuple[str | tuple[str, str], ...]]
+    types: tuple[str, str]
+    answers: tuple[str, str]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _paired(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of forms, `one/other`; an underscore is a space within a form."""
+    pairs = (word.replace("_", " ").partition("/") for word in text.split())
+    return tuple((one, other) for one, _, other in pairs)
+
+
+_NOUNS = tuple((one, many) for one, many in HEADS)
+_BYSTANDERS = tuple(word for pair in ATTRACTORS for word in pair)
+_PEOPLE = _words(
+    "teacher doctor student author manager friend guard senator pilot farmer officer lawyer singer writer engineer "
+    "woman man king boy girl actor driver soldier"
+)
+_GROUPS = tuple(f"{word}s" for word in _PEOPLE if word not in ("woman", "man"))
+_PLACES = _words("garden house store river school church museum village kitchen office bridge station hospital park")
+_THINGS = _words(
+    "book letter report painting bottle box photo song story camera phone table chair key picture ring necklace flower"
+)
+_LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
+_LIKED = _words("liked loved hated knew saw met followed helped called found")
+_BOUGHT = _words("bought sold found lost saw took brought wanted made kept")
+_MEN = _paired("boy/boys king/kings actor/actors soldier/soldiers man/men brother/brothers father/fathers son/sons")
+_HURT = _words("hurt blamed saw found taught helped")
+_NUMBER = ("singular", "plural")
+_VERB = (" is", " are")
+_NAMES = tuple(zip(FEMALE_NAMES, MALE_NAMES, strict=False))
+
+_CONTRASTS = (
+    Contrast(
+        "agreement-preposition", "agreement", "The {subject} {link} the {attractor}",
+        {"subject": _NOUNS, "link": _LINKS, "attractor": _BYSTANDERS}, _NUMBER, _VERB,
+    ),
+    Contrast(
+        "agreement-object-relative", "agreement", "The {subject} that the {attractor} {verb}",
+        {"subject": _NOUNS, "attractor": _PEOPLE, "verb": _LIKED}, _NUMBER, _VERB,
+    ),
+    Contrast(
+        "agreement-subject-relative", "agreement", "The {subject} that {verb} the {attractor}",
+        {"subject": tuple((p, f"{p}s") for p in _PEOPLE if f"{p}s" in _GROUPS), "verb": _LIKED,
+         "attractor": _BYSTANDERS}, _NUMBER, _VERB,
+    ),
+    Contrast(
+        "npi-subject", "licensing", "{licensor} {person} {link} the {place} has",
+        {"licensor": (("No", "The"),), "person": _PEOPLE, "link": _LINKS, "place": _PLACES},
+        ("licensed", "unlicensed"), (" ever", " been"),
+    ),
+    Contrast(
+        "npi-object-relative", "licensing", "{licensor} {person} that the {others} {verb} has",
+        {"licensor": (("No", "The"),), "person": _PEOPLE, "others": _GROUPS, "verb": _LIKED},
+        ("licensed", "unlicensed"), (" ever", " been"),
+    ),
+    Contrast(
+        "reflexive-number", "licensing", "The {subject} {link} the {place} {verb}",
+        {"subject": _MEN, "link": _LINKS, "place": _PLACES,
+         "verb": _HURT}, _NUMBER, (" himself", " themselves"),
+    ),
+    Contrast(
+        "reflexive-gender", "licensing", "Yesterday {subject} {link} the {place} {verb}",
+        {"subject": _NAMES, "link": _LINKS, "place": _PLACES, "verb": _HURT},
+        ("female", "male"), (" herself", " himself"),
+    ),
+    Contrast(
+        "garden-main-verb", "garden path", "The {person} {verb} the {thing} in the {place}",
+        {"person": _PEOPLE, "verb": _paired("shown/showed given/gave"), "thing": _THINGS, "place": _PLACES},
+        ("reduced relative", "main verb"), (" was", "."),
+    ),
+    Contrast(
+        "garden-object-or-subject", "garden path", "As the {person} {verb} the {thing}",
+        {"person": _PEOPLE, "verb": _paired("painted,/painted cleaned,/cleaned read,/read ate,/ate"), "thing": _THINGS},
+        ("subject", "object"), (" was", ","),
+    ),
+    Contrast(
+        "garden-object-or-clause", "garden path", "The {person} {verb} the {thing} in the {place}",
+        {"person": _PEOPLE, "verb": _paired("knew_that/knew saw_that/saw heard_that/heard"), "thing": _THINGS,
+         "place": _PLACES}, ("clause", "object"), (" was", "."),
+    ),
+    Contrast(
+        "state-subordinate", "gross syntactic state", "{opener} {person} {verb} the {thing}",
+        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
+         "verb": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+    ),
+    Contrast(
+        "state-subordinate-preposition", "gross syntactic state", "{opener} {person} {verb} the {thing} in the {place}",
+        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
+         "verb": _BOUGHT, "thing": _THINGS, "place": _PLACES}, ("subordinate", "main"), (",", "."),
+    ),
+    Contrast(
+        "state-subordinate-relative", "gross syntactic state",
+        "{opener} {person} that the {others} {verb} {main} the {thing}",
+        {"opener": (("When the", "The"), ("After the", "The"), ("Because the", "The")), "person": _PEOPLE,
+         "others": _GROUPS, "verb": _LIKED, "main": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
+    ),
+    Contrast(
+        "filler-gap", "long-distance", "I know {filler} the {person} {verb}",
+        {"filler": (("what", "that"),), "person": _PEOPLE + _GROUPS, "verb": _BOUGHT}, ("gap", "no gap"), (".", " the"),
+    ),
+    Contrast(
+        "filler-gap-embedded", "long-distance", "I know {filler} the {others} said that the {person} {verb}",
+        {"filler": (("what", "that"),), "others": _GROUPS, "person": _PEOPLE, "verb": _BOUGHT},
+        ("gap", "no gap"), (".", " the"),
+    ),
+    Contrast(
+        "cleft", "long-distance", "What the {person} {verb} was",
+        {"person": _PEOPLE + _GROUPS, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        ("action", "thing"), (" to", " a"),
+    ),
+    Contrast(
+        "cleft-modified", "long-distance", "What the {person} {link} the {place} {verb} was",
+        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        ("action", "thing"), (" to", " a"),
+    ),
+)  # fmt: skip
+MINIMAL_PAIRS: Mapping[str, Contrast] = MappingProxyType({contrast.name: contrast for contrast in _CONTRASTS})
+"""The tasks, by name."""
+
+
+def minimal_pairs(name: str, n: int, seed: int = 0, split: str = "all") -> InterchangeTask:
+    """Examples whose base and source are the two sentences of a minimal pair.
+
+    The exchanged variable is the `type` of sentence; types take turns in the base. No two examples have the same base.
+    Regions are the fields of the template.
+
+    Args:
+        name: one of `MINIMAL_PAIRS`.
+        n: number of examples.
+        seed: same seed, same examples; the first k of n do not depend on n.
+        split: `"train"` and `"held out"` share no content word: lists of six words or more are parted.
+
+    Raises:
+        PairError: an unknown name or split, `n` below 1, or more than there are.
+    """
+    check_count(n)
+    check_choice("minimal-pair task", name, MINIMAL_PAIRS)
+    contrast, random = MINIMAL_PAIRS[name], Random(seed)
+    fields = {
+        field: choices if len(choices) < _FEWEST_TO_SPLIT else part_of(choices, split)
+        for field, choices in contrast.fields.items()
+    }
+    examples, seen = [], set()
+    for row in range(n):
+        drawn = _drawn(contrast, fields, random, row % 2)
+        new = next(((base, source) for base, source in drawn if base.text not in seen), None)
+        if new is None:
+            raise PairError(
+                f"There are not {n} different examples of {name!r} (split {split!r}): after {row}, {_MOST_DRAWS} draws "
+                "brought no new one. Ask for fewer."
+            )
+        base, source = new
+        seen.add(base.text)
+        examples.append(Counterfactual(base, (source,), source.answer))
+    return InterchangeTask(split_name(name, split), ("type",), tuple(examples), SOURCE, seed)
+
+
+def control(task: InterchangeTask) -> InterchangeTask:
+    """The control task: the same sentences, and for the two types two arbitrary answers that no sentence calls for.
+
+    A direction that only serves to make any token follow a type of sentence does as well here as on the task.
+
+    Raises:
+        PairError: a task whose settings name no `type`, or not two of them.
+    """
+    types = sorted({str(text.setting.get("type")) for example in task for text in (example.base, *example.sources)})
+    if len(types) != 2:
+        raise PairError(
+            f"A control task needs two types of sentence; the settings of {task.name!r} name {', '.join(types)} as "
+            "their 'type'. Take a task of minimal_pairs()."
+        )
+    answer_of = dict(zip(types, CONTROL_ANSWERS, strict=True))
+    examples = []
+    for example in task:
+        base, *sources = (
+            Instance(text.text, answer_of[str(text.setting["type"])], text.regions, text.setting)
+            for text in (example.base, *example.sources)
+        )
+        examples.append(Counterfactual(base, tuple(sources), sources[0].answer))
+    return InterchangeTask(f"{task.name} control", task.variables, tuple(examples), task.source, task.seed)
+
+
+def _drawn(
+    contrast: Contrast, fields: Mapping[str, tuple[str | tuple[str, str], ...]], random: Random, first: int
+) -> Iterator[tuple[Instance, Instance]]:
+    """Pairs of sentences, base of the type `first`, source of the other."""
+    for _ in range(_MOST_DRAWS):
+        chosen = {field: random.choice(choices) for field, choices in fields.items()}
+        sentences = []
+        for side in (first, 1 - first):
+            words = {field: word if isinstance(word, str) else word[side] for field, word in chosen.items()}
+            text, regions = compose(contrast.template, fields, words)
+            setting = {"type": contrast.types[side], **words}
+            sentences.append(Instance(text, contrast.answers[side], regions, setting))
+        yield sentences[0], sentences[1]
