@@ -176,7 +176,7 @@ def test_a_search_for_a_variable(speaking, monkeypatch, tmp_path) -> None:
         (["--task", "nope"], "no interchange task 'nope'"),
         (["--layers", "5:2"], "names no number"),
         (["--rank", "one"], "give numbers"),
-        (["--layers", "1", "--regions", "verb", "--no-only-right"], "no region 'verb'"),
+        (["--layers", "1", "--regions", "object", "--no-only-right"], "no region 'object'"),
     ],
 )
 def test_mistakes_about_alignments(speaking, monkeypatch, options, message: str) -> None:

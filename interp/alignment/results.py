@@ -113,8 +113,7 @@ class Alignment(Result):
 
         from interp.plots import heatmap
 
-        rank = self.best["rank"] if rank is None else rank
-        self._searched(rank)
+        rank = self._searched(self.best["rank"] if rank is None else rank)
         maps = [self.data["iia"].sel(rank=rank)]
         names = [*self.data["control"].values]
         maps += [self.data["control_iia"].sel(rank=rank, control=name).drop_vars("control") for name in names]
@@ -126,8 +125,7 @@ class Alignment(Result):
         """The training loss of each layer at the best cell's region: a line per layer, smoothed over 40 stretches."""
         from interp.plots import curves
 
-        rank = self.best["rank"] if rank is None else rank
-        self._searched(rank)
+        rank = self._searched(self.best["rank"] if rank is None else rank)
         losses = self.data["loss"].sel(fit="task", rank=rank, region=self.best["region"])
         window = max(1, losses.sizes["step"] // 40)
         smooth = losses.coarsen(step=window, boundary="trim").mean()
@@ -136,8 +134,9 @@ class Alignment(Result):
             unit="nats", quantity="cross-entropy", bars=False, baseline=None,
         )  # fmt: skip
 
-    def _searched(self, rank: int) -> None:
+    def _searched(self, rank: Any) -> int:
         if rank not in self.data["rank"].values:
             raise InterpError(
                 f"Rank {rank} was not searched; there are {', '.join(map(str, self.data['rank'].values))}."
             )
+        return int(rank)

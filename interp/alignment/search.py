@@ -157,7 +157,7 @@ class _Search:
         correct = [self._correct(g, unseen, judged[g.target]) for g in groups]
         known = [self._correct(g, seen, targets[g.target])[:n] for g in groups]
         self.bases = _bases(groups, n)
-        found = {"task": _Found(*(np.stack(x) for x in ([c[:n] for c in correct], known, _losses(fits, n)[0])))}
+        found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0])}
         self.stopped += [why for one in fits for why in one.stopped if why]
         if "before training" in controls:
             found["before training"] = _Found(np.stack(untrained))

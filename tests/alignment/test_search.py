@@ -26,7 +26,7 @@ def tasks() -> tuple[InterchangeTask, InterchangeTask]:
 
 @pytest.fixture(scope="module")
 def found(speaking, tasks) -> Alignment:
-    return align(speaking, *tasks, layers=[0, 2], regions=["adverb", "subject", "last"], ranks=[1, 3], training=QUICK,
+    return align(speaking, *tasks, layers=[0, 2], regions=["attractor", "subject", "last"], ranks=[1, 3], training=QUICK,
                  only_right=False, among_answers=True)  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_the_random_model_is_trained_on_its_own_states(speaking, tasks, found: A
 
 
 def test_it_is_reproducible_saved_and_resumed(speaking, tasks, found: Alignment, tmp_path) -> None:
-    about = dict(layers=[0, 2], regions=["adverb", "subject", "last"], ranks=[1, 3], training=QUICK, only_right=False,
+    about = dict(layers=[0, 2], regions=["attractor", "subject", "last"], ranks=[1, 3], training=QUICK, only_right=False,
                  among_answers=True)  # fmt: skip
     once = align(speaking, *tasks, **about, checkpoint=tmp_path / "kept")
     again = align(speaking, *tasks, **about, checkpoint=tmp_path / "kept")
