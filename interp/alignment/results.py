@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 FITS = ("task", "shuffled labels", "random model")
 """What maps were fitted to."""
-CONTROLS = ("full swap", "before training", "shuffled labels", "random model")
-"""What an IIA stands beside: the whole state exchanged; the maps as they start (of a `LowRank`, random rotations); maps
-fitted to labels that a coin decides, and judged by such labels; maps fitted to the same task on a network of random
-weights."""
+CONTROLS = ("full swap", "random rotation", "shuffled labels", "random model")
+"""What an IIA stands beside: the whole state exchanged; a random subspace of the same rank; maps fitted to labels that a
+coin decides, and judged by such labels; maps fitted to the same task on a network of random weights."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)

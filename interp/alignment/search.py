@@ -6,7 +6,7 @@ fitted to. A high IIA alone says little. Beside each stand, unless they are left
 
 - *full swap*: the whole state is taken from the source. What no map can use must be carried by other places too. (Not
   a bound: a whole state carries over more than the variable.) With several variables there is no such swap.
-- *before training*: the maps as they start; of a `LowRank`, a random rotation of the same rank.
+- *random rotation*: of the same rank; where a `LowRank` starts.
 - *shuffled labels*: maps fitted to labels among which a coin decides, example by example, between the right one and
   another (the base's answer where that differs, else a source's), and judged by such labels. What they reach is what
   the method fits when there is nothing to fit; on held-out examples that should be the share of coins guessed.
@@ -149,7 +149,6 @@ class _Search:
         shuffle = "shuffled labels" in controls
         targets = torch.stack([self.train.label, coins[0]][: 1 + shuffle])
         groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]
-        untrained = [self._correct(g, unseen, self.test.label)[: len(self.places)] for g in groups]
         fits = fit(groups, seen, targets, self.training, progress=progress,
                    checkpoint=None if folder is None else folder / "task.safetensors")  # fmt: skip
         n = len(self.places)
@@ -159,12 +158,15 @@ class _Search:
         self.bases = _bases(groups, n)
         found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0])}
         self.stopped += [why for one in fits for why in one.stopped if why]
-        if "before training" in controls:
-            found["before training"] = _Found(np.stack(untrained))
+        if "random rotation" in controls:
+            width, sizes = seen.base.shape[-1], [(rank,) * self.n_variables for rank in self.ranks]
+            drawn = [Subspace.random(width, ranks, cells=n, seed=self.seed).to(self.model.device) for ranks in sizes]
+            rotated = [self._correct(Cells(one, *self._where(1)), unseen, self.test.label) for one in drawn]
+            found["random rotation"] = _Found(np.stack(rotated))
         if shuffle:
             found["shuffled labels"] = _Found(np.stack([c[n:] for c in correct]), None, _losses(fits, n)[1])
         if "full swap" in controls and self.n_variables == 1:
-            whole = Cells(_whole(seen, n), *self._where(1))
+            whole = Cells(_Whole(seen.base.shape[-1], n, seen.base.dtype).to(self.model.device), *self._where(1))
             one = self._correct(whole, unseen, self.test.label)
             found["full swap"] = _Found(np.stack([one] * len(self.ranks)))
         if "random model" in controls:
@@ -247,9 +249,23 @@ def _shuffled(task: EncodedInterchange, generator: torch.Generator) -> Int[Tenso
     return torch.where(coin, other, task.label)
 
 
-def _whole(continuation: Continuation, n: int) -> Subspace:
-    width = continuation.base.shape[-1]
-    return Subspace(torch.eye(width, device=continuation.base.device, dtype=continuation.base.dtype).repeat(n, 1, 1))
+class _Whole(AlignmentMap):
+    """Everything belongs to the one variable: a swap is the source. Without the d × d identity of a `Subspace`."""
+
+    nothing: Tensor
+
+    def __init__(self, width: int, cells: int, dtype: torch.dtype) -> None:
+        super().__init__(width, 1, cells)
+        self.register_buffer("nothing", torch.empty(cells, 0, dtype=dtype))
+
+    def _swap(self, base: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        return sources[0]
+
+    def _coordinates(self, states: Tensor) -> Sequence[Tensor]:
+        return [states]
+
+    def _blocks(self) -> str:
+        return "the whole state"
 
 
 def _bases(groups: Sequence[Cells], n: int) -> np.ndarray | None:

@@ -33,13 +33,13 @@ def found(speaking, tasks) -> Alignment:
 def test_every_iia_stands_beside_its_controls(speaking, tasks, found: Alignment) -> None:
     data = found.data
     assert data["iia"].dims == ("layer", "region", "rank") and data["iia"].shape == (2, 3, 2)
-    assert data["control"].values.tolist() == ["full swap", "before training", "shuffled labels", "random model"]
+    assert data["control"].values.tolist() == ["full swap", "random rotation", "shuffled labels", "random model"]
     np.testing.assert_array_equal(data["iia"], data["correct"].mean("example"))
     np.testing.assert_array_equal(data["control_iia"], data["control_correct"].mean("example"))
     assert ((data["low"] <= data["iia"]) & (data["iia"] <= data["high"])).all()
     text = repr(found)
     best = data["iia"].max()
-    for piece in ("held-out", f"{float(best):.3f}", "full swap", "before training", "shuffled labels", "random model",
+    for piece in ("held-out", f"{float(best):.3f}", "full swap", "random rotation", "shuffled labels", "random model",
                   "resid_pre of layer", "12 of 12 and 10 of 10", "without an interchange"):  # fmt: skip
         assert piece in text, piece
 
@@ -64,7 +64,7 @@ def test_the_numbers_are_those_of_the_definitions(speaking, tasks, found: Alignm
         [4]
     )  # two layers, three regions, and as many for the shuffle
     np.testing.assert_array_equal(
-        found.data["control_correct"].sel(control="before training").sel(at),
+        found.data["control_correct"].sel(control="random rotation").sel(at),
         correct(start.double().swap(ready.base[0], [ready.sources[0][0]])),
     )
     base = among[ready.base_logits[:, among].argmax(-1)] == held_out.label
@@ -101,10 +101,10 @@ def test_pictures(found: Alignment) -> None:
 
 def test_what_is_left_out_is_said(speaking, tasks) -> None:
     bare = align(speaking, *tasks, layers=[1], regions=["last"], training=QUICK, only_right=False, controls=())
-    assert "NO CONTROL" in repr(bare) and "NOT run: full swap, before training" in repr(bare)
+    assert "NO CONTROL" in repr(bare) and "NOT run: full swap, random rotation" in repr(bare)
     twisted = align(speaking, *tasks, layers=[1], regions=["last"], training=QUICK, only_right=False,
                     kind=lambda width, ranks, *, cells, seed: RevNet(width, ranks, hidden=4, cells=cells, seed=seed),
-                    controls=("before training",))  # fmt: skip
+                    controls=("random rotation",))  # fmt: skip
     with pytest.raises(InterpError, match="no subspaces"):
         twisted.basis(1, "last", 1)
 
