@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 FITS = ("task", "shuffled labels", "random model")
 """What maps were fitted to."""
 CONTROLS = ("full swap", "random rotation", "shuffled labels", "random model")
-"""What an IIA stands beside: the whole state exchanged; a random subspace of the same rank; maps fitted to labels that a
-coin decides, and judged by such labels; maps fitted to the same task on a network of random weights."""
+"""What an IIA stands beside: the whole state exchanged; a random subspace of the same rank; maps fitted to labels that
+a coin decides, and judged by such labels; maps fitted to the same task on a network of random weights."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
