@@ -65,7 +65,7 @@ class LanguageContinuation(Continuation):
         self, model: LanguageModel, task: EncodedInterchange, places: Sequence[Place], *, budget: int | None = None
     ) -> None:
         self.model, self.task, self.places = model, task, tuple(places)
-        sites = _checked(model, places)
+        sites = check_places(model, places)
         self.budget = free_bytes(model.device) // 2 if budget is None else budget
         found = [task.position(place.region) for place in places]
         self.position = torch.stack([base for base, _ in found])
@@ -127,7 +127,13 @@ def _runs(number: Int[Tensor, "row"]) -> list[int]:
     return torch.unique_consecutive(number, return_counts=True)[1].tolist()
 
 
-def _checked(model: LanguageModel, places: Sequence[Place]) -> list[Site]:
+def check_places(model: LanguageModel, places: Sequence[Place]) -> list[Site]:
+    """The sites of places, each once.
+
+    Raises:
+        InterpError: no place; a site without a single state, or sites of unlike width.
+        SiteError: a site that the model does not have.
+    """
     if not places:
         raise InterpError("There is no place to align: name layers and positions.")
     sites = list(dict.fromkeys(model.check(place.site) for place in places))

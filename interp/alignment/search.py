@@ -33,7 +33,7 @@ from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Fitted, Training, answers, fit
-from interp.alignment.language import LanguageContinuation, Place, right
+from interp.alignment.language import LanguageContinuation, Place, check_places, right
 from interp.alignment.maps import AlignmentMap, LowRank, Subspace
 from interp.alignment.results import CONTROLS, FITS, Alignment
 from interp.errors import InterpError, PairError, nearest
@@ -138,7 +138,9 @@ class _Search:
 
     def run(self, controls: Sequence[str], progress: Progress, checkpoint: str | Path | None) -> dict[str, _Found]:
         """Correctness of the fitted maps ("task") and of every control."""
-        folder = None if checkpoint is None else Path(checkpoint)
+        folder, shuffle = None if checkpoint is None else Path(checkpoint), "shuffled labels" in controls
+        check_places(self.model, self.places)
+        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]  # mistakes about ranks, before any run
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         seen, unseen = self._continuations(self.model)
@@ -146,9 +148,7 @@ class _Search:
         self.base_correct = (self._best(unseen.base_logits) == self.test.label).cpu().numpy()
         generator = torch.Generator().manual_seed(self.seed)
         coins = [_shuffled(each, generator) for each in (self.train, self.test)]
-        shuffle = "shuffled labels" in controls
         targets = torch.stack([self.train.label, coins[0]][: 1 + shuffle])
-        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]
         fits = fit(groups, seen, targets, self.training, progress=progress,
                    checkpoint=None if folder is None else folder / "task.safetensors")  # fmt: skip
         n = len(self.places)
