@@ -2,7 +2,8 @@
 
 pyvene 0.1.8 lives in another environment that sees this project's packages (see README.md). Reads token ids, labels and
 one orthonormal basis from a file of safetensors; prints one line of JSON: seconds of each step of each cell, after one
-that warms up, and the logits of the first cell's first interchange, in a second file.
+that warms up, and, in a second file, the logits
+of the first cell's interchange before training, in float64.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def main(data: str, logits: str, cells: str = "[[15, 13]]", steps: int = 3, thre
     given = load_file(data)
     base, source = ({"input_ids": given[name], "attention_mask": torch.ones_like(given[name])}
                     for name in ("base", "source"))  # fmt: skip
-    found, first = [], None
-    for layer, position in json.loads(cells):
+
+    def intervenable_at(model: interp.LanguageModel, layer: int) -> tuple:
         where = pyvene.RepresentationConfig(
             layer, "block_input", unit="pos", max_number_of_units=1, low_rank_dimension=given["basis"].shape[1]
         )
@@ -40,6 +41,11 @@ def main(data: str, logits: str, cells: str = "[[15, 13]]", steps: int = 3, thre
         intervenable = pyvene.IntervenableModel(config, model.network)
         intervenable.disable_model_gradients()
         (intervention,) = intervenable.interventions.values()
+        return intervenable, intervention
+
+    found = []
+    for layer, position in json.loads(cells):
+        intervenable, intervention = intervenable_at(model, layer)
         intervention.rotate_layer.weight = given["basis"]
         optimizer = torch.optim.Adam(intervenable.get_trainable_parameters(), lr=1e-3)
         places = [[[position]] * len(given["base"])]
@@ -53,10 +59,16 @@ def main(data: str, logits: str, cells: str = "[[15, 13]]", steps: int = 3, thre
             optimizer.step()
             optimizer.zero_grad()
             taken.append(time.perf_counter() - start)
-            first = last.detach().clone() if first is None else first
         found.append(taken[1:])
-    assert first is not None
-    save_file({"logits": first.contiguous()}, logits)
+    layer, position = json.loads(cells)[0]
+    exact = interp.load("smollm2-135m", dtype=torch.float64)
+    intervenable, intervention = intervenable_at(exact, layer)
+    intervention.to(torch.float64)
+    intervention.rotate_layer.weight = given["basis"].double()
+    places = [[[position]] * len(given["base"])]
+    with torch.no_grad():
+        _, out = intervenable(base, [source], {"sources->base": (places, places)})
+    save_file({"logits": out.logits[:, -1].contiguous()}, logits)
     print(json.dumps({"version": package_version("pyvene"), "seconds": found}))
 
 
