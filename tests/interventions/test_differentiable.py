@@ -71,7 +71,7 @@ def test_many_variants_in_one_pass(family: str, way: str) -> None:
         [Replace(early, values[0], positions=1)],
         [Replace(early, values[1], positions=-1, rows=[1]), Add(late, 0.5, positions=-1)],
         [],
-        [Replace(late, values[2], positions=0, rows=[0])],
+        [Replace(late, values[2], positions=2, rows=[0])],
         [Replace(last, values[3], positions=-1)],
     ]
     found = differentiable(model, BASE, [early, late, last]).rows(variants)
