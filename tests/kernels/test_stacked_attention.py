@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_stacks_equal_rows_one_by_one(layout: str, softcap: float | None) -> Non
     prefix = normal(EXAMPLES, POSITIONS, KV_HEADS, D_HEAD), normal(EXAMPLES, POSITIONS, KV_HEADS, D_HEAD)
     stacks = stack_rows(
         begin, np.array([start for _, start, _ in rows]), length, np.array([example for example, _, _ in rows]),
-        [slice(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False)], torch.device("cpu"),
+        [slice(int(a), int(b)) for a, b in pairwise(bounds)], torch.device("cpu"),
     )  # fmt: skip
     assert len(stacks.stacks) == n_stacks
     options = {"scaling": 1 / math.sqrt(D_HEAD), "softcap": softcap}
