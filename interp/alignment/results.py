@@ -116,9 +116,9 @@ class Alignment(Result):
         maps = [self.data["iia"].sel(rank=rank)]
         names = [*self.data["control"].values]
         maps += [self.data["control_iia"].sel(rank=rank, control=name).drop_vars("control") for name in names]
-        data = xr.concat(maps, xr.Variable("fit", ["fitted", *names]))
+        data = xr.concat(maps, xr.Variable("by", ["fit", *names]))
         title = f"Interchange accuracy on held-out examples, rank {rank}: {self.title}"
-        return heatmap(data, x="region", y="layer", facet="fit", title=title, unit="IIA", diverging=False)
+        return heatmap(data, x="region", y="layer", facet="by", title=title, unit="IIA", diverging=False)
 
     def plot_training(self, rank: int | None = None) -> Figure:
         """The training loss of each layer at the best cell's region: a line per layer, smoothed over 40 stretches."""

@@ -93,7 +93,7 @@ def test_it_is_reproducible_saved_and_resumed(speaking, tasks, found: Alignment,
 
 
 def test_pictures(found: Alignment) -> None:
-    assert [a.text for a in found.plot().layout.annotations][:2] == ["fit fitted", "fit full swap"]
+    assert [a.text for a in found.plot().layout.annotations][:2] == ["by fit", "by full swap"]
     assert len(found.plot_training(3).data) == 2
     with pytest.raises(InterpError, match="Rank 9"):
         found.plot(9)
