@@ -65,7 +65,7 @@ class LanguageContinuation(Continuation):
         self, model: LanguageModel, task: EncodedInterchange, places: Sequence[Place], *, budget: int | None = None
     ) -> None:
         self.model, self.task, self.places = model, task, tuple(places)
-        sites = _checked(model, places)
+        sites = check_places(model, places)
         self.budget = free_bytes(model.device) // 2 if budget is None else budget
         found = [task.position(place.region) for place in places]
         self.position = torch.stack([base for base, _ in found])
@@ -127,7 +127,13 @@ def _runs(number: Int[Tensor, "row"]) -> list[int]:
     return torch.unique_consecutive(number, return_counts=True)[1].tolist()
 
 
-def _checked(model: LanguageModel, places: Sequence[Place]) -> list[Site]:
+def check_places(model: LanguageModel, places: Sequence[Place]) -> list[Site]:
+    """The sites of places, each once.
+
+    Raises:
+        InterpError: no place; a site without a single state, or sites of unlike width.
+        SiteError: a site that the model does not have.
+    """
     if not places:
         raise InterpError("There is no place to align: name layers and positions.")
     sites = list(dict.fromkeys(model.check(place.site) for place in places))
@@ -180,14 +186,17 @@ def _states(
 
 
 def _above(states: BaseStates, layer: int) -> BaseStates:
-    """A copy without the states of layers below `layer`."""
-    nothing = states.resid[0].new_empty(0)
+    """A copy without the states of layers below `layer`: NaN there, which takes no memory."""
 
     def only(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(nothing if i < layer else each.clone() for i, each in enumerate(x))
+        return tuple(_forgotten(each, each.shape) if i < layer else each.clone() for i, each in enumerate(x))
 
     sites = {site: x.clone() for site, x in states.sites.items()}
     return replace(states, resid=only(states.resid), keys=only(states.keys), values=only(states.values), sites=sites)
+
+
+def _forgotten(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_full((), torch.nan).expand(shape)
 
 
 def _joined(parts: Sequence[BaseStates]) -> BaseStates:
@@ -197,8 +206,8 @@ def _joined(parts: Sequence[BaseStates]) -> BaseStates:
     width = max(part.resid[-1].shape[1] for part in parts)
 
     def together(each: Sequence[Tensor]) -> Tensor:
-        if not each[0].numel():
-            return each[0]
+        if not any(each[0].stride()):
+            return _forgotten(each[0], (sum(map(len, each)), width, *each[0].shape[2:]))
         return torch.cat([F.pad(x, (0, 0) * (x.ndim - 2) + (0, width - x.shape[1])) for x in each])
 
     longest = max(parts, key=lambda part: part.resid[-1].shape[1])

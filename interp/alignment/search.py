@@ -6,7 +6,7 @@ fitted to. A high IIA alone says little. Beside each stand, unless they are left
 
 - *full swap*: the whole state is taken from the source. What no map can use must be carried by other places too. (Not
   a bound: a whole state carries over more than the variable.) With several variables there is no such swap.
-- *before training*: the maps as they start; of a `LowRank`, a random rotation of the same rank.
+- *random rotation*: of the same rank; where a `LowRank` starts.
 - *shuffled labels*: maps fitted to labels among which a coin decides, example by example, between the right one and
   another (the base's answer where that differs, else a source's), and judged by such labels. What they reach is what
   the method fits when there is nothing to fit; on held-out examples that should be the share of coins guessed.
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Fitted, Training, answers, fit
-from interp.alignment.language import LanguageContinuation, Place, right
+from interp.alignment.language import LanguageContinuation, Place, check_places, right
 from interp.alignment.maps import AlignmentMap, LowRank, Subspace
 from interp.alignment.results import CONTROLS, FITS, Alignment
 from interp.errors import InterpError, PairError, nearest
@@ -138,7 +138,9 @@ class _Search:
 
     def run(self, controls: Sequence[str], progress: Progress, checkpoint: str | Path | None) -> dict[str, _Found]:
         """Correctness of the fitted maps ("task") and of every control."""
-        folder = None if checkpoint is None else Path(checkpoint)
+        folder, shuffle = None if checkpoint is None else Path(checkpoint), "shuffled labels" in controls
+        check_places(self.model, self.places)
+        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]  # mistakes about ranks, before any run
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         seen, unseen = self._continuations(self.model)
@@ -146,10 +148,7 @@ class _Search:
         self.base_correct = (self._best(unseen.base_logits) == self.test.label).cpu().numpy()
         generator = torch.Generator().manual_seed(self.seed)
         coins = [_shuffled(each, generator) for each in (self.train, self.test)]
-        shuffle = "shuffled labels" in controls
         targets = torch.stack([self.train.label, coins[0]][: 1 + shuffle])
-        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]
-        untrained = [self._correct(g, unseen, self.test.label)[: len(self.places)] for g in groups]
         fits = fit(groups, seen, targets, self.training, progress=progress,
                    checkpoint=None if folder is None else folder / "task.safetensors")  # fmt: skip
         n = len(self.places)
@@ -157,14 +156,17 @@ class _Search:
         correct = [self._correct(g, unseen, judged[g.target]) for g in groups]
         known = [self._correct(g, seen, targets[g.target])[:n] for g in groups]
         self.bases = _bases(groups, n)
-        found = {"task": _Found(*(np.stack(x) for x in ([c[:n] for c in correct], known, _losses(fits, n)[0])))}
+        found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0])}
         self.stopped += [why for one in fits for why in one.stopped if why]
-        if "before training" in controls:
-            found["before training"] = _Found(np.stack(untrained))
+        if "random rotation" in controls:
+            width, sizes = seen.base.shape[-1], [(rank,) * self.n_variables for rank in self.ranks]
+            drawn = [Subspace.random(width, ranks, cells=n, seed=self.seed).to(self.model.device) for ranks in sizes]
+            rotated = [self._correct(Cells(one, *self._where(1)), unseen, self.test.label) for one in drawn]
+            found["random rotation"] = _Found(np.stack(rotated))
         if shuffle:
             found["shuffled labels"] = _Found(np.stack([c[n:] for c in correct]), None, _losses(fits, n)[1])
         if "full swap" in controls and self.n_variables == 1:
-            whole = Cells(_whole(seen, n), *self._where(1))
+            whole = Cells(_Whole(seen.base.shape[-1], n, seen.base.dtype).to(self.model.device), *self._where(1))
             one = self._correct(whole, unseen, self.test.label)
             found["full swap"] = _Found(np.stack([one] * len(self.ranks)))
         if "random model" in controls:
@@ -229,9 +231,9 @@ def _kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only
     rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
     if len(rows) < 2:
         raise PairError(
-            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} rightly. An "
-            "alignment would be with a computation that the model does not do; take more examples or an easier task "
-            "(or among_answers=True, or only_right=False)."
+            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
+            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
+            "easier task (or among_answers=True, or only_right=False)."
         )
     return encoded.select(rows.tolist())
 
@@ -247,9 +249,23 @@ def _shuffled(task: EncodedInterchange, generator: torch.Generator) -> Int[Tenso
     return torch.where(coin, other, task.label)
 
 
-def _whole(continuation: Continuation, n: int) -> Subspace:
-    width = continuation.base.shape[-1]
-    return Subspace(torch.eye(width, device=continuation.base.device, dtype=continuation.base.dtype).repeat(n, 1, 1))
+class _Whole(AlignmentMap):
+    """Everything belongs to the one variable: a swap is the source. Without the d × d identity of a `Subspace`."""
+
+    nothing: Tensor
+
+    def __init__(self, width: int, cells: int, dtype: torch.dtype) -> None:
+        super().__init__(width, 1, cells)
+        self.register_buffer("nothing", torch.empty(cells, 0, dtype=dtype))
+
+    def _swap(self, base: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        return sources[0]
+
+    def _coordinates(self, states: Tensor) -> Sequence[Tensor]:
+        return [states]
+
+    def _blocks(self) -> str:
+        return "the whole state"
 
 
 def _bases(groups: Sequence[Cells], n: int) -> np.ndarray | None:

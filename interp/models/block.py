@@ -47,7 +47,7 @@ class Blocks:
         """Output of the attention module (before any norm of the sandwich) for the normed stream of `x`."""
 
         def unpacked(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **how: Any):
-            query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+            query, key, value = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
             return core(query, key, value, how)[None]
 
         modules = self.model.layers[layer]
@@ -55,13 +55,13 @@ class Blocks:
         if rope is not None:
             kwargs["position_embeddings"] = tuple(table[None] for table in rope)
         normed = x if modules.norm1 is None else modules.norm1(x)
-        return self._shadows[layer](normed[None], **kwargs)[0][0]
+        return self._shadows[layer](normed[None], **kwargs)[0].squeeze(0)
 
     def project_heads(self, layer: int, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
         """The output projection alone: what the attention module returns for these z."""
         output = self.model.layers[layer].o
         assert output is not None
-        return output(z.flatten(-2)[None])[0]
+        return output(z.flatten(-2)[None]).squeeze(0)
 
     def attn_out(self, layer: int, projected: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """What attention adds to the residual stream."""
@@ -74,7 +74,7 @@ class Blocks:
         """What the MLP adds to the residual stream; a parallel block's MLP reads `resid_pre`."""
         modules = self.model.layers[layer]
         assert modules.norm2 is not None and modules.mlp is not None
-        out = modules.mlp(modules.norm2(resid_pre if self.model.family.parallel else resid_mid)[None])[0]
+        out = modules.mlp(modules.norm2(resid_pre if self.model.family.parallel else resid_mid)[None]).squeeze(0)
         return out if modules.post_mlp_norm is None else modules.post_mlp_norm(out)
 
     def final_norm(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

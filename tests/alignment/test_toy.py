@@ -1,0 +1,188 @@
+"""Networks on vectors as places for alignments, and IIA against the capacity of maps with its control."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from interp.alignment.capacity import Capacity, Trial, capacity
+from interp.alignment.fit import Cells, Training, answers
+from interp.alignment.maps import LowRank, Subspace
+from interp.alignment.revnet import RevNet
+from interp.alignment.toy import MlpContinuation, VectorMlp, trained_mlp
+from interp.errors import InterpError, PairError, ShapeError
+from interp.results import Result
+from interp.tasks.causal_models.equality import vector_interchange
+
+
+def test_states_and_outputs_are_those_of_the_layers_written_out() -> None:
+    network, x = VectorMlp(16, seed=3), torch.rand(5, 16) - 0.5
+    h, states = x, network.states(x)
+    for i, layer in enumerate(network.layers):
+        h = torch.clamp(h @ layer.weight.mT + layer.bias, min=0)
+        torch.testing.assert_close(states[i], h)
+        torch.testing.assert_close(network.outputs(i + 1, states[i]), network(x))
+    torch.testing.assert_close(network(x), h @ network.readout.weight.mT + network.readout.bias)
+
+
+def test_a_network_is_the_same_for_the_same_seed_and_leaves_torchs_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    one, same, other = (VectorMlp(16, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    x = torch.rand(5, 16)
+    assert torch.equal(one(x), same(x)) and not torch.equal(one(x), other(x))
+
+
+def test_training_learns_the_task_and_repeats_itself() -> None:
+    held_out = vector_interchange("and-or", 4000, seed=1)
+    network = trained_mlp("and-or", steps=300, batch=256, rate=1e-2)
+    assert network.accuracy(held_out) > 0.75 > 0.6 > VectorMlp(24).accuracy(held_out)
+    assert torch.equal(
+        trained_mlp("and-or", steps=20, batch=64)(held_out.base),
+        trained_mlp("and-or", steps=20, batch=64)(held_out.base),
+    )
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_continuation_is_the_network_with_a_state_put_in_its_place() -> None:
+    examples = vector_interchange("equality", 50)
+    network = VectorMlp(16).requires_grad_(False)
+    continuation = MlpContinuation(network, examples)
+    place, example = torch.tensor([2, 0, 1, 0, 2]), torch.tensor([4, 4, 7, 0, 1])
+    found = continuation.outputs(torch.rand(5, 16, generator=torch.Generator().manual_seed(0)), place, example)
+    values = torch.rand(5, 16, generator=torch.Generator().manual_seed(0))
+    for row in range(5):
+        torch.testing.assert_close(found[row], network.outputs(int(place[row]) + 1, values[row : row + 1])[0])
+    torch.testing.assert_close(
+        continuation.outputs(continuation.base[place, example], place, example), network(examples.base[example])
+    )
+    torch.testing.assert_close(continuation.base_outputs(example), network(examples.base[example]))
+
+
+def test_what_is_not_exchanged_has_the_bases_state() -> None:
+    examples = vector_interchange("equality", 200)
+    network = VectorMlp(16).requires_grad_(False)
+    continuation = MlpContinuation(network, examples)
+    for i, source in enumerate(continuation.sources):
+        exchanged = examples.exchanged[i]
+        assert torch.equal(source[:, ~exchanged], continuation.base[:, ~exchanged])
+        assert torch.equal(source[:, exchanged], network.states(examples.sources[i])[:, exchanged])
+
+
+def planted(seed: int) -> VectorMlp:
+    """A network whose first layer is its input: half of it is `left`'s symbols, half `right`'s, along the units."""
+    network = VectorMlp(16, n_layers=1, seed=seed).requires_grad_(False)
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.eye(16))
+        network.layers[0].bias.fill_(1.0)
+        network.readout.weight.zero_()
+    return network
+
+
+class TwoPairs(MlpContinuation):
+    """Answers by the rule itself, from the states of a `planted` network."""
+
+    def outputs(self, values: torch.Tensor, place: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+        a, b, c, d = values.split(4, -1)
+        left, right = ((x - y).abs().sum(-1) < 1e-3 for x, y in ((a, b), (c, d)))
+        return torch.stack([(left != right).float(), (left == right).float()], 1)
+
+    def base_outputs(self, example: torch.Tensor) -> torch.Tensor:
+        return self.outputs(self.base[0, example], example, example)
+
+
+def test_a_network_that_computes_the_variables_in_given_units_has_iia_1_there_and_only_there() -> None:
+    """The causal model, the sampler, the continuation and the swap against each other."""
+    examples = vector_interchange("equality", 500)
+    continuation = TwoPairs(planted(0), examples)
+    one = torch.zeros(1, dtype=torch.long)
+
+    def iia(made: Subspace) -> float:
+        found = answers(Cells(made, one, one, ("layer 1",)), continuation)
+        return found.agree(examples.label.long()[None]).double().mean().item()
+
+    assert iia(Subspace(torch.eye(16), (8, 8))) == 1.0
+    assert iia(Subspace(torch.eye(16).roll(8, 0), (8, 8))) < 0.6
+    assert iia(Subspace.random(16, (8, 8))) < 0.6
+
+
+def trial(network: VectorMlp, seed: int, n: int = 400) -> Trial:
+    train, held_out = (vector_interchange("equality", n, seed=10 * seed + i) for i in range(2))
+    return Trial(
+        MlpContinuation(network, train), train.label.long(), MlpContinuation(network, held_out), held_out.label.long()
+    )
+
+
+MAPS = {
+    "rotation": lambda cells, seed: LowRank(16, (8, 8), cells=cells, seed=seed),
+    "RevNet": lambda cells, seed: RevNet(16, (8, 8), blocks=2, hidden=8, cells=cells, seed=seed),
+}
+BRIEF = Training(steps=5, batch=50)
+
+
+@pytest.fixture(scope="module")
+def small() -> Capacity:
+    networks = [VectorMlp(16, seed=seed).requires_grad_(False) for seed in range(4)]
+    trials = [trial(network, seed) for seed, network in enumerate(networks)]
+    return capacity(trials[:2], trials[2:], MAPS, BRIEF, places=("1", "2", "3"), name="equality")
+
+
+def test_capacity_holds_every_map_at_every_place(small: Capacity) -> None:
+    assert dict(small.data.sizes) == {"network": 2, "map": 2, "place": 3, "run": 2}
+    assert small.data["capacity"].values.tolist() == [256, RevNet(16, (8, 8), blocks=2, hidden=8).capacity]
+    assert (small.data["iia_of_run"].mean("run") - small.data["iia"]).max() < 1e-12
+    assert (small.data["low"] <= small.data["iia"]).all() and (small.data["iia"] <= small.data["high"]).all()
+    assert (small.floor > 0.49).all() and (small.floor < 0.6).all()
+
+
+def test_capacity_is_the_iia_of_maps_fitted_one_by_one(small: Capacity) -> None:
+    from interp.alignment.fit import fit
+
+    network = VectorMlp(16, seed=0).requires_grad_(False)
+    one = trial(network, 0)
+    cells = Cells(MAPS["rotation"](3, 0), torch.arange(3), torch.zeros(3, dtype=torch.long), ("1", "2", "3"))
+    fit([cells], one.train, one.target[None], BRIEF)
+    found = answers(cells, one.held_out).agree(one.label.expand(3, -1)).double().mean(1)
+    assert small.data["iia_of_run"].sel(network="trained", map="rotation", run=0).values.tolist() == found.tolist()
+
+
+def altered(small: Capacity, trained: float, untrained: float) -> Capacity:
+    """With other numbers for the RevNet."""
+    data = small.data.copy(deep=True)
+    iia = data["iia"].copy(data=data["iia"].values.copy())
+    iia.loc[{"map": "RevNet", "network": "trained"}] = trained
+    iia.loc[{"map": "RevNet", "network": "untrained"}] = untrained
+    return Capacity(data.assign(iia=iia, low=iia - 0.01, high=iia + 0.01), small.provenance)
+
+
+def test_a_control_that_is_as_good_is_said_in_the_repr(small: Capacity) -> None:
+    warned = repr(altered(small, 0.99, 0.97))
+    assert "WARNING: RevNet at 1, 2, 3 aligns untrained networks as well" in warned
+    assert "non-linear representation dilemma" in warned
+    assert "WARNING: rotation" not in warned
+    partly = altered(small, 0.99, 0.70)
+    assert "WARNING" not in repr(partly)
+    assert "of what RevNet gains, untrained networks show up to " in repr(partly)
+    assert float(partly.explained.sel(map="RevNet").max()) == pytest.approx(0.16 / 0.45, abs=0.06)
+    nothing = altered(small, 0.5, 0.5)
+    assert "WARNING" not in repr(nothing) and "of what RevNet" not in repr(nothing)
+
+
+def test_capacity_draws_saves_and_shows(small: Capacity, tmp_path) -> None:
+    small.save(tmp_path / "capacity.nc")
+    assert repr(Result.load(tmp_path / "capacity.nc")) == repr(small)
+    figure = small.plot()
+    names = {f"{network}, {place}" for network in ("trained", "untrained") for place in "123"}
+    assert names <= {line.name for line in figure.data}
+    assert "rotation" in repr(small) and "2 networks each" in repr(small)
+
+
+def test_refusals() -> None:
+    with pytest.raises(InterpError, match="take at least one of one"):
+        trained_mlp("equality", steps=0)
+    with pytest.raises(PairError):
+        trained_mlp("inequality")
+    with pytest.raises(ShapeError, match="width 24 for a network of width 16"):
+        MlpContinuation(VectorMlp(16), vector_interchange("and-or", 5))
+    with pytest.raises(InterpError, match="a control for each"):
+        capacity([trial(VectorMlp(16), 0)], [], MAPS, BRIEF, places=("1", "2", "3"), name="equality")
