@@ -39,6 +39,7 @@ _HOMES = {
     "knockout": "interp.tracing",
     "dissect": "interp.concepts",
     "unit_effects": "interp.concepts",
+    "align": "interp.alignment",
     "edit_concept": "interp.steering",
     "edit_report": "interp.steering",
     "load_edit": "interp.steering",
@@ -46,14 +47,15 @@ _HOMES = {
     "InterpError": "interp.errors",
 }
 _SUBPACKAGES = (
-    "tasks", "models", "interventions", "patching", "tracing", "circuits", "concepts", "steering", "plots", "kernels",
-    "shapes",
+    "tasks", "models", "interventions", "patching", "tracing", "circuits", "alignment", "concepts", "steering", "plots",
+    "kernels", "shapes",
 )  # fmt: skip
 
 __all__ = [*_HOMES, "tasks"]
 
 if TYPE_CHECKING:
     from interp import tasks as tasks
+    from interp.alignment import align as align
     from interp.concepts import dissect as dissect
     from interp.concepts import unit_effects as unit_effects
     from interp.errors import InterpError as InterpError

@@ -311,6 +311,71 @@ def _deliver_circuit(
         _say(f"wrote {png}", as_json)
 
 
+@app.command()
+def align(
+    task: Annotated[
+        str, typer.Option(help="ioi-position, ioi-identity, subject-number, price-left, addition-carry, …")
+    ] = "ioi-position",
+    layers: Annotated[str | None, typer.Option(help="8:20 (without the last), or 3,8,13; all if not given.")] = None,
+    regions: Annotated[str | None, typer.Option(help="last, giver, …: names of the task's; all if not given.")] = None,
+    rank: Annotated[str, typer.Option(help="Coordinates per variable, one or several: 1,4,16.")] = "4",
+    part: Annotated[
+        str, typer.Option(help="The state to align: resid_pre, resid_post, mlp_out, attn_out …")
+    ] = "resid_pre",
+    n: Annotated[int, typer.Option(help="Examples that maps are fitted to.")] = 256,
+    held_out: Annotated[int, typer.Option(help="Examples, with other values, that they are judged on.")] = 128,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 200,
+    batch: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    controls: Annotated[bool, typer.Option(help="Run the controls, without which an IIA says little.")] = True,
+    among_answers: Annotated[
+        bool, typer.Option(help="The answer is the best of the task's, not of the vocabulary.")
+    ] = False,
+    only_right: Annotated[bool, typer.Option(help="Leave out examples that the model gets wrong.")] = True,
+    checkpoint: Annotated[Path | None, typer.Option(help="A folder to go on from.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the examples, the maps' starts and the shuffle.")] = 0,
+    model: Model = "smollm2-135m",
+    html: Html = None,
+    as_json: Json = False,
+    out: Out = None,
+    png: Png = None,
+) -> None:
+    """Where does the model hold a variable of a causal model? Interchange accuracy by layer, region and rank."""
+    import interp
+    from interp import alignment
+    from interp.progress import bar, silent
+    from interp.tasks.causal_models import interchange
+
+    with _told():
+        train, test = interchange(task, n, seed, "train"), interchange(task, held_out, seed + 1, "held out")
+        result = alignment.align(
+            interp.load(model), train, test, part=part, layers=None if layers is None else _numbers("--layers", layers),
+            regions=None if regions is None else regions.split(","), ranks=_numbers("--rank", rank),
+            training=alignment.Training(steps=steps, batch=batch, seed=seed),
+            controls=alignment.CONTROLS if controls else (), among_answers=among_answers, only_right=only_right,
+            seed=seed, checkpoint=checkpoint, progress=silent if as_json else bar,
+        )  # fmt: skip
+        _deliver(result, "Alignment", html, as_json, out, png)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The numbers that `8:20` (without the last) or `1,4,16` name.
+
+    Raises:
+        InterpError: it names none.
+    """
+    try:
+        if ":" in text:
+            first, last = (int(end) for end in text.split(":"))
+            found = list(range(first, last))
+        else:
+            found = [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise InterpError(f"{option} {text!r}: give numbers, as in 3,8,13, or a range, as in 8:20.") from error
+    if not found:
+        raise InterpError(f"{option} {text!r} names no number; a range stops before its end.")
+    return found
+
+
 def _say(line: str, as_json: bool) -> None:
     if not as_json:
         console.print(line, markup=False)

@@ -150,6 +150,44 @@ def test_mistakes_about_circuits(truth, tmp_path, monkeypatch, options, message:
     assert "Traceback" not in found.output
 
 
+ALIGN = ["align", "--task", "subject-number", "--n", "10", "--held-out", "6", "--steps", "3", "--batch", "4"]
+
+
+def test_a_search_for_a_variable(speaking, monkeypatch, tmp_path) -> None:
+    import interp
+    from interp.alignment import Alignment
+
+    monkeypatch.setattr(interp, "load", lambda name: speaking)
+    files = {name: tmp_path / f"a.{name}" for name in ("html", "nc")}
+    options = ["--layers", "0:2", "--regions", "subject,last", "--rank", "1,2", "--no-only-right", "--among-answers"]
+    options += ["--html", str(files["html"]), "--out", str(files["nc"]), "--checkpoint", str(tmp_path / "kept")]
+    found = CliRunner().invoke(app, [*ALIGN, *options])
+    assert found.exit_code == 0, found.output
+    result = Alignment.load(files["nc"])
+    assert result.data["iia"].shape == (2, 2, 2) and result.data["layer"].values.tolist() == [0, 1]
+    words = " ".join(found.output.split())
+    assert "best of 8 cells" in words and "shuffled labels" in words and "6 of 6" in words
+    assert "<html" in files["html"].read_text()[:200] and (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "nope"], "no interchange task 'nope'"),
+        (["--layers", "5:2"], "names no number"),
+        (["--rank", "one"], "give numbers"),
+        (["--layers", "1", "--regions", "object", "--no-only-right"], "no region 'object'"),
+    ],
+)
+def test_mistakes_about_alignments(speaking, monkeypatch, options, message: str) -> None:
+    import interp
+
+    monkeypatch.setattr(interp, "load", lambda name: speaking)
+    found = CliRunner().invoke(app, [*ALIGN, *options])
+    assert found.exit_code == 2, found.output
+    assert message in " ".join(found.output.split())
+
+
 def test_every_task_has_a_name_here_and_a_split() -> None:
     from interp.cli import TASKS, _task
 

@@ -77,7 +77,7 @@ class FunctionContinuation(Continuation):
     def __init__(
         self,
         base: Float[Tensor, "example width"],
-        sources: tuple[Float[Tensor, "example width"], ...],
+        sources: tuple[Tensor, ...],
         function: Callable[[Tensor], Tensor],
     ) -> None:
         if not sources or any(source.shape != base.shape for source in sources):

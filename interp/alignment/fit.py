@@ -383,7 +383,7 @@ class Answered:
     token: Int[Tensor, "cell example"]
     finite: Bool[Tensor, "cell example"]
 
-    def agree(self, label: Int[Tensor, "cell example"]) -> Bool[Tensor, "cell example"]:
+    def agree(self, label: Int[Tensor, "... example"]) -> Bool[Tensor, "cell example"]:
         """Where the answer is the label: interchange intervention accuracy (IIA), example by example."""
         return (self.token == label) & self.finite
 

@@ -180,14 +180,17 @@ def _states(
 
 
 def _above(states: BaseStates, layer: int) -> BaseStates:
-    """A copy without the states of layers below `layer`."""
-    nothing = states.resid[0].new_empty(0)
+    """A copy without the states of layers below `layer`: NaN there, which takes no memory."""
 
     def only(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(nothing if i < layer else each.clone() for i, each in enumerate(x))
+        return tuple(_forgotten(each, each.shape) if i < layer else each.clone() for i, each in enumerate(x))
 
     sites = {site: x.clone() for site, x in states.sites.items()}
     return replace(states, resid=only(states.resid), keys=only(states.keys), values=only(states.values), sites=sites)
+
+
+def _forgotten(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_full((), torch.nan).expand(shape)
 
 
 def _joined(parts: Sequence[BaseStates]) -> BaseStates:
@@ -197,8 +200,8 @@ def _joined(parts: Sequence[BaseStates]) -> BaseStates:
     width = max(part.resid[-1].shape[1] for part in parts)
 
     def together(each: Sequence[Tensor]) -> Tensor:
-        if not each[0].numel():
-            return each[0]
+        if not any(each[0].stride()):
+            return _forgotten(each[0], (sum(map(len, each)), width, *each[0].shape[2:]))
         return torch.cat([F.pad(x, (0, 0) * (x.ndim - 2) + (0, width - x.shape[1])) for x in each])
 
     longest = max(parts, key=lambda part: part.resid[-1].shape[1])

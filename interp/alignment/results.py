@@ -47,7 +47,7 @@ class Alignment(Result):
     def best(self) -> dict[str, Any]:
         """Layer, region and rank of the highest IIA (of equal ones the lowest rank, then the earliest)."""
         values = self.data["iia"].transpose("rank", "layer", "region")
-        rank, layer, region = (int(i) for i in np.unravel_index(int(values.argmax()), values.shape))
+        rank, layer, region = (int(i) for i in np.unravel_index(int(values.values.argmax()), values.shape))
         at = {"layer": values["layer"][layer], "region": values["region"][region], "rank": values["rank"][rank]}
         return {name: value.item() for name, value in at.items()}
 
@@ -85,9 +85,9 @@ class Alignment(Result):
             f"Alignment: {self.title}",
             f"  IIA on {n} held-out examples, answers among {p['answers']}; without an interchange "
             f"{float(self.data['base_correct'].mean()):.3f}",
-            f"  best of {searched} cells: {p['part']} of layer {best['layer']} at {best['region']!r}, rank {best['rank']}:"
-            f" {float(here['iia']):.3f} [{float(here['low']):.3f}, {float(here['high']):.3f}]; on the {p['n_train']} "
-            f"examples of its training {float(here['train_iia']):.3f}",
+            f"  best of {searched} cells: {p['part']} of layer {best['layer']} at {best['region']!r}, rank "
+            f"{best['rank']}: {float(here['iia']):.3f} [{float(here['low']):.3f}, {float(here['high']):.3f}]; on the "
+            f"{p['n_train']} examples of its training {float(here['train_iia']):.3f}",
         ]
         controls = [f"{name} {float(here['control_iia'].sel(control=name)):.3f}" for name in here["control"].values]
         lines.append("  beside it: " + (", ".join(controls) or "NO CONTROL was run"))
@@ -113,8 +113,7 @@ class Alignment(Result):
 
         from interp.plots import heatmap
 
-        rank = self.best["rank"] if rank is None else rank
-        self._searched(rank)
+        rank = self._searched(self.best["rank"] if rank is None else rank)
         maps = [self.data["iia"].sel(rank=rank)]
         names = [*self.data["control"].values]
         maps += [self.data["control_iia"].sel(rank=rank, control=name).drop_vars("control") for name in names]
@@ -126,8 +125,7 @@ class Alignment(Result):
         """The training loss of each layer at the best cell's region: a line per layer, smoothed over 40 stretches."""
         from interp.plots import curves
 
-        rank = self.best["rank"] if rank is None else rank
-        self._searched(rank)
+        rank = self._searched(self.best["rank"] if rank is None else rank)
         losses = self.data["loss"].sel(fit="task", rank=rank, region=self.best["region"])
         window = max(1, losses.sizes["step"] // 40)
         smooth = losses.coarsen(step=window, boundary="trim").mean()
@@ -136,8 +134,9 @@ class Alignment(Result):
             unit="nats", quantity="cross-entropy", bars=False, baseline=None,
         )  # fmt: skip
 
-    def _searched(self, rank: int) -> None:
+    def _searched(self, rank: Any) -> int:
         if rank not in self.data["rank"].values:
             raise InterpError(
                 f"Rank {rank} was not searched; there are {', '.join(map(str, self.data['rank'].values))}."
             )
+        return int(rank)

@@ -157,7 +157,7 @@ class _Search:
         correct = [self._correct(g, unseen, judged[g.target]) for g in groups]
         known = [self._correct(g, seen, targets[g.target])[:n] for g in groups]
         self.bases = _bases(groups, n)
-        found = {"task": _Found(*(np.stack(x) for x in ([c[:n] for c in correct], known, _losses(fits, n)[0])))}
+        found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0])}
         self.stopped += [why for one in fits for why in one.stopped if why]
         if "before training" in controls:
             found["before training"] = _Found(np.stack(untrained))
@@ -229,9 +229,9 @@ def _kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only
     rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
     if len(rows) < 2:
         raise PairError(
-            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} rightly. An "
-            "alignment would be with a computation that the model does not do; take more examples or an easier task "
-            "(or among_answers=True, or only_right=False)."
+            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
+            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
+            "easier task (or among_answers=True, or only_right=False)."
         )
     return encoded.select(rows.tolist())
 

@@ -123,7 +123,8 @@ class Differentiable:
         return self._rows(variant, example, whole[at, self.readout.positions[torch.from_numpy(example)]])
 
     def _rows(self, variant: Index, example: Index, logits: Tensor) -> EditedRows:
-        return EditedRows(*(torch.from_numpy(x.copy()).to(logits.device) for x in (variant, example)), logits)
+        at = [torch.from_numpy(x.copy()).to(logits.device) for x in (variant, example)]
+        return EditedRows(at[0], at[1], logits)
 
 
 def differentiable(

@@ -83,8 +83,12 @@ _THINGS = _words(
 _LINKS = ("near", "behind", "beside", "next to", "in front of", "close to")
 _LIKED = _words("liked loved hated knew saw met followed helped called found")
 _BOUGHT = _words("bought sold found lost saw took brought wanted made kept")
-_MEN = _paired("boy/boys king/kings actor/actors soldier/soldiers man/men brother/brothers father/fathers son/sons")
+_MEN = _paired(
+    "boy/boys king/kings actor/actors soldier/soldiers man/men brother/brothers father/fathers son/sons "
+    "uncle/uncles prince/princes priest/priests nephew/nephews grandson/grandsons wizard/wizards"
+)
 _HURT = _words("hurt blamed saw found taught helped")
+_KNOWERS = ("I", "We", "You", "They")
 _NUMBER = ("singular", "plural")
 _VERB = (" is", " are")
 _NAMES = tuple(zip(FEMALE_NAMES, MALE_NAMES, strict=False))
@@ -155,22 +159,24 @@ _CONTRASTS = (
          "others": _GROUPS, "verb": _LIKED, "main": _BOUGHT, "thing": _THINGS}, ("subordinate", "main"), (",", "."),
     ),
     Contrast(
-        "filler-gap", "long-distance", "I know {filler} the {person} {verb}",
-        {"filler": (("what", "that"),), "person": _PEOPLE + _GROUPS, "verb": _BOUGHT}, ("gap", "no gap"), (".", " the"),
-    ),
-    Contrast(
-        "filler-gap-embedded", "long-distance", "I know {filler} the {others} said that the {person} {verb}",
-        {"filler": (("what", "that"),), "others": _GROUPS, "person": _PEOPLE, "verb": _BOUGHT},
+        "filler-gap", "long-distance", "{knower} know {filler} the {person} {verb}",
+        {"knower": _KNOWERS, "filler": (("what", "that"),), "person": _PEOPLE + _GROUPS, "verb": _BOUGHT},
         ("gap", "no gap"), (".", " the"),
     ),
     Contrast(
-        "cleft", "long-distance", "What the {person} {verb} was",
-        {"person": _PEOPLE + _GROUPS, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        "filler-gap-embedded", "long-distance", "{knower} know {filler} the {others} said that the {person} {verb}",
+        {"knower": _KNOWERS, "filler": (("what", "that"),), "others": _GROUPS, "person": _PEOPLE, "verb": _BOUGHT},
+        ("gap", "no gap"), (".", " the"),
+    ),
+    Contrast(
+        "cleft", "long-distance", "{opener} the {person} {verb} was",
+        {"opener": ("What", "All"), "person": _PEOPLE + _GROUPS, "verb": tuple(("did", verb) for verb in _BOUGHT)},
         ("action", "thing"), (" to", " a"),
     ),
     Contrast(
-        "cleft-modified", "long-distance", "What the {person} {link} the {place} {verb} was",
-        {"person": _PEOPLE, "link": _LINKS, "place": _PLACES, "verb": tuple(("did", verb) for verb in _BOUGHT)},
+        "cleft-modified", "long-distance", "{opener} the {person} {link} the {place} {verb} was",
+        {"opener": ("What", "All"), "person": _PEOPLE, "link": _LINKS, "place": _PLACES,
+         "verb": tuple(("did", verb) for verb in _BOUGHT)},
         ("action", "thing"), (" to", " a"),
     ),
 )  # fmt: skip
@@ -181,7 +187,7 @@ MINIMAL_PAIRS: Mapping[str, Contrast] = MappingProxyType({contrast.name: contras
 def minimal_pairs(name: str, n: int, seed: int = 0, split: str = "all") -> InterchangeTask:
     """Examples whose base and source are the two sentences of a minimal pair.
 
-    The exchanged variable is the `type` of sentence; types take turns in the base. No two examples have the same base.
+    The exchanged variable is the `type` of sentence; types take turns in the base. All examples are different.
     Regions are the fields of the template.
 
     Args:
@@ -203,14 +209,14 @@ def minimal_pairs(name: str, n: int, seed: int = 0, split: str = "all") -> Inter
     examples, seen = [], set()
     for row in range(n):
         drawn = _drawn(contrast, fields, random, row % 2)
-        new = next(((base, source) for base, source in drawn if base.text not in seen), None)
+        new = next((pair for pair in drawn if tuple(text.text for text in pair) not in seen), None)
         if new is None:
             raise PairError(
                 f"There are not {n} different examples of {name!r} (split {split!r}): after {row}, {_MOST_DRAWS} draws "
                 "brought no new one. Ask for fewer."
             )
         base, source = new
-        seen.add(base.text)
+        seen.add((base.text, source.text))
         examples.append(Counterfactual(base, (source,), source.answer))
     return InterchangeTask(split_name(name, split), ("type",), tuple(examples), SOURCE, seed)
 

@@ -50,8 +50,8 @@ def carry_interchange(
             one token.
         InterpError: no variable, or both, which decide every answer.
 
-    Measured: SmolLM2-135M does not solve this task: 0.45 and 0.42 of 128 bases right over the whole vocabulary (`"train"`
-        and `"held out"`, seed 0), with four worked sums before. It is here for larger models.
+    Measured: SmolLM2-135M does not solve this task: 0.45 and 0.42 of 128 bases right over the whole vocabulary
+        (`"train"` and `"held out"`, seed 0), with four worked sums before. It is here for larger models.
     """
     for variable in variables:
         check_choice("variable", variable, ("carry", "tens"))

@@ -67,8 +67,8 @@ def entity_interchange(
         PairError: an unknown variable or split, or `n` below 1.
         InterpError: no variable, or all of them, which decide every answer.
 
-    Measured: SmolLM2-135M answers all of 128 bases rightly, over the whole vocabulary (`"train"` and `"held out"`, seed 0);
-        the countries were chosen for that.
+    Measured: SmolLM2-135M answers all of 128 bases rightly, over the whole vocabulary (`"train"` and `"held out"`,
+        seed 0); the countries were chosen for that.
 
     Source: Huang et al. 2024 (arXiv:2402.17700), whose distinction of cause and isolation this is; entities, attributes
         and prompts are our own.

@@ -65,8 +65,8 @@ def price_interchange(
         PairError: an unknown variable or split, or `n` below 1.
         InterpError: no variable, or `bracket` with others, which belong to the other model.
 
-    Measured: SmolLM2-135M does not solve this task: 0.59 and 0.55 of 128 bases right (`"train"` and `"held out"`, seed 0;
-        one of the two answers in all). It is here for larger models; the paper's has 7B parameters.
+    Measured: SmolLM2-135M does not solve this task: 0.59 and 0.55 of 128 bases right (`"train"` and `"held out"`,
+        seed 0; its answer is yes or no in all). It is here for larger models; the paper's has 7B parameters.
 
     Source: Wu et al. 2023 (arXiv:2305.08809). Their sentence, without an instruction format; their bounds and
         prices are any from 0.00 to 9.99.
