@@ -67,7 +67,8 @@ class Capacity(Result):
     @property
     def title(self) -> str:
         """One line that states what was measured."""
-        return f"{self.provenance['name']}, on {self.data.sizes['run']} networks each"
+        runs = self.data.sizes["run"]
+        return f"{self.provenance['name']}, {runs} network{'s' if runs > 1 else ''} of each kind"
 
     @property
     def floor(self) -> xarray.DataArray:
@@ -124,13 +125,13 @@ class Capacity(Result):
         """IIA over maps by capacity; a line per place of the trained and of the untrained networks."""
         from interp.plots import curves
 
-        data = self.data.sortby("capacity").stack(line=("network", "place"))
-        labels = [f"{network}, {place}" for network, place in data["line"].values]
-        lined = data.reset_index("line", drop=True)
-        at = [f"{name}<br>{int(n):,}" for name, n in zip(lined["map"].values, lined["capacity"].values, strict=True)]
+        data = self.data.sortby("capacity").stack(networks=("network", "place"))
+        labels = [f"{network}, {place}" for network, place in data["networks"].values]
+        lined = data.reset_index("networks", drop=True).transpose("networks", "map", ...)
+        at = [f"{name}, {int(n):,}" for name, n in zip(lined["map"].values, lined["capacity"].values, strict=True)]
         return curves(
-            lined["iia"].transpose("line", "map"), x="map", line="line", line_labels=labels,
-            low=lined["low"].transpose("line", "map"), high=lined["high"].transpose("line", "map"), x_labels=at,
+            lined["iia"], x="map", line="networks", line_labels=labels, low=lined["low"], high=lined["high"],
+            x_labels=at,
             title=f"Interchange accuracy by the map's capacity: {self.title}", unit="IIA", quantity="held out",
             x_title="map, trained numbers", baseline=float(self.floor.mean()),
         )  # fmt: skip

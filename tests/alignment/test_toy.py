@@ -164,7 +164,7 @@ def test_capacity_draws_saves_and_shows(small: Capacity, tmp_path) -> None:
     figure = small.plot()
     names = {f"{network}, {place}" for network in ("trained", "untrained") for place in "123"}
     assert names <= {line.name for line in figure.data}
-    assert "rotation" in repr(small) and "2 networks each" in repr(small)
+    assert "rotation" in repr(small) and "2 networks of each kind" in repr(small)
 
 
 def test_refusals() -> None:
