@@ -1,13 +1,19 @@
 """Alignment: does a network compute a variable of a causal model, and where? Start with `align`."""
 
+from interp.alignment.capacity import Capacity, Trial, capacity
 from interp.alignment.continuation import Continuation, FunctionContinuation
+from interp.alignment.directions import closed_form, pls
+from interp.alignment.erasure import Erasure, leace
 from interp.alignment.fit import Answered, Cells, Fitted, Training, answers, fit
 from interp.alignment.language import LanguageContinuation, Place
-from interp.alignment.maps import AlignmentMap
+from interp.alignment.maps import Affine, AlignmentMap, LowRank, Subspace
+from interp.alignment.masks import Boundless, UnitMask
 from interp.alignment.results import CONTROLS, Alignment
+from interp.alignment.revnet import RevNet
 from interp.alignment.search import align
 
 __all__ = [
-    "CONTROLS", "Alignment", "AlignmentMap", "Answered", "Cells", "Continuation", "Fitted", "FunctionContinuation",
-    "LanguageContinuation", "Place", "Training", "align", "answers", "fit",
+    "CONTROLS", "Affine", "Alignment", "AlignmentMap", "Answered", "Boundless", "Capacity", "Cells", "Continuation",
+    "Erasure", "Fitted", "FunctionContinuation", "LanguageContinuation", "LowRank", "Place", "RevNet", "Subspace",
+    "Training", "Trial", "UnitMask", "align", "answers", "capacity", "closed_form", "fit", "leace", "pls",
 ]  # fmt: skip

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Training, answers, fit
 from interp.alignment.maps import AlignmentMap, Subspace
 from interp.errors import InterpError
-from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.statistics import bootstrap_interval
 
@@ -41,10 +40,11 @@ MakeMap = Callable[[int, int], AlignmentMap]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """A network: what maps are fitted to, and what judges them.
+    """A network, or several side by side: what maps are fitted to, and what judges them.
 
     Attributes:
-        train: its places, on some examples; target: what it should answer to each.
+        train: its places (of several networks, those of one after those of another), on some examples; target: what
+            it should answer to each.
         held_out: the same places on others; label: what it should answer to each.
     """
 
@@ -67,7 +67,8 @@ class Capacity(Result):
     @property
     def title(self) -> str:
         """One line that states what was measured."""
-        return f"{self.provenance['name']}, on {self.data.sizes['run']} networks each"
+        runs = self.data.sizes["run"]
+        return f"{self.provenance['name']}, {runs} network{'s' if runs > 1 else ''} of each kind"
 
     @property
     def floor(self) -> xarray.DataArray:
@@ -124,13 +125,13 @@ class Capacity(Result):
         """IIA over maps by capacity; a line per place of the trained and of the untrained networks."""
         from interp.plots import curves
 
-        data = self.data.sortby("capacity").stack(line=("network", "place"))
-        labels = [f"{network}, {place}" for network, place in data["line"].values]
-        lined = data.reset_index("line", drop=True)
-        at = [f"{name}<br>{int(n):,}" for name, n in zip(lined["map"].values, lined["capacity"].values, strict=True)]
+        data = self.data.sortby("capacity").stack(networks=("network", "place"))
+        labels = [f"{network}, {place}" for network, place in data["networks"].values]
+        lined = data.reset_index("networks", drop=True).transpose("networks", "map", ...)
+        at = [f"{name}, {int(n):,}" for name, n in zip(lined["map"].values, lined["capacity"].values, strict=True)]
         return curves(
-            lined["iia"].transpose("line", "map"), x="map", line="line", line_labels=labels,
-            low=lined["low"].transpose("line", "map"), high=lined["high"].transpose("line", "map"), x_labels=at,
+            lined["iia"], x="map", line="networks", line_labels=labels, low=lined["low"], high=lined["high"],
+            x_labels=at,
             title=f"Interchange accuracy by the map's capacity: {self.title}", unit="IIA", quantity="held out",
             x_title="map, trained numbers", baseline=float(self.floor.mean()),
         )  # fmt: skip
@@ -145,40 +146,37 @@ def capacity(
     places: Sequence[str],
     name: str,
     seed: int = 0,
-    progress: Progress = silent,
 ) -> Capacity:
     """Fit every kind of map to every network, all places at once.
 
     Args:
-        trained: networks that solve the task, a run each.
+        trained: networks that solve the task, each a run.
         untrained: as many that do not: the same with random weights.
         maps: by name.
         training: of all of them, alike.
         places: names of the continuations' places.
         name: of what is aligned, for titles.
-        seed: of the maps' starts; run r uses seed + r.
+        seed: of the maps' starts.
 
     Raises:
         InterpError: no map or no network, not as many untrained ones; as `fit`.
     """
     import xarray as xr
 
-    if not maps or not trained or len(trained) != len(untrained):
+    runs = [sum(trial.train.base.shape[0] // len(places) for trial in trials) for trials in (trained, untrained)]
+    if not maps or not runs[0] or runs[0] != runs[1]:
         raise InterpError(
-            f"{len(maps)} maps, {len(trained)} trained and {len(untrained)} untrained networks: give a map at least, a "
-            "network, and a control for each."
+            f"{len(maps)} maps, {runs[0]} trained and {runs[1]} untrained networks: give a map at least, a network, "
+            "and a control for each."
         )
     correct = [
-        [
-            _fitted(trial, list(maps.values()), training, places, seed + run)
-            for run, trial in enumerate(progress(list(trials), f"{network} networks"))
-        ]
-        for network, trials in zip(NETWORKS, (trained, untrained), strict=True)
+        np.concatenate([_fitted(trial, list(maps.values()), training, places, seed) for trial in trials])
+        for trials in (trained, untrained)
     ]
-    hits = np.array(correct).transpose(0, 2, 3, 1, 4)  # network, map, place, run, example
+    hits = np.stack(correct).transpose(0, 2, 3, 1, 4)  # network, map, place, run, example
     low, high = bootstrap_interval(hits.mean(3))
     dims = ("network", "map", "place")
-    floors = [[_floor(trial) for trial in trials] for trials in (trained, untrained)]
+    floors = [np.concatenate([_floor(trial, len(places)) for trial in trials]) for trials in (trained, untrained)]
     data = xr.Dataset(
         {
             "iia": (dims, hits.mean((3, 4))), "low": (dims, low), "high": (dims, high),
@@ -195,22 +193,22 @@ def capacity(
 
 def _fitted(
     trial: Trial, maps: Sequence[MakeMap], training: Training, places: Sequence[str], seed: int
-) -> list[np.ndarray]:
-    """Of each map, where it answers as it should, [place, held-out example]."""
-    groups = [_cells(make(len(places), seed), places) for make in maps]
+) -> Bool[np.ndarray, "run map place example"]:
+    """Where networks with each map answer as they should."""
+    n = trial.train.base.shape[0]
+    names = tuple(f"{places[i % len(places)]} of network {i // len(places)}" for i in range(n))
+    groups = [Cells(make(n, seed), torch.arange(n), torch.zeros(n, dtype=torch.long), names) for make in maps]
     fit(groups, trial.train, trial.target[None], training)
-    label = trial.label.expand(len(places), -1)
-    return [answers(group, trial.held_out).agree(label).cpu().numpy() for group in groups]
+    label = trial.label.expand(n, -1)
+    agree = torch.stack([answers(group, trial.held_out).agree(label) for group in groups], 1)
+    return agree.unflatten(0, (-1, len(places))).transpose(1, 2).cpu().numpy()
 
 
-def _floor(trial: Trial) -> float:
+def _floor(trial: Trial, n_places: int) -> Float[np.ndarray, "run"]:
     """What is right without an interchange, or by the commonest label alone."""
-    nothing = Subspace(torch.zeros(trial.train.base.shape[-1], 0), (0,) * len(trial.train.sources))
-    cells = Cells(nothing, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), ("none",))
-    still = answers(cells, trial.held_out).agree(trial.label[None]).double().mean().item()
+    place = torch.arange(0, trial.train.base.shape[0], n_places)
+    nothing = Subspace(torch.zeros(len(place), trial.train.base.shape[-1], 0), (0,) * len(trial.train.sources))
+    cells = Cells(nothing, place, torch.zeros_like(place), ("no interchange",) * len(place))
+    still = answers(cells, trial.held_out).agree(trial.label.expand(len(place), -1)).double().mean(1).cpu().numpy()
     common = trial.label.unique(return_counts=True)[1].max().item() / len(trial.label)
-    return max(still, common)
-
-
-def _cells(made: AlignmentMap, places: Sequence[str]) -> Cells:
-    return Cells(made, torch.arange(len(places)), torch.zeros(len(places), dtype=torch.long), tuple(places))
+    return np.maximum(still, common)

@@ -11,9 +11,12 @@ Source: the toy of Sutter, Minder, Hofmann & Pimentel 2025 (arXiv:2507.08802), a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.alignment.continuation import Continuation
@@ -23,62 +26,83 @@ from interp.tasks.causal_models.equality import VectorInterchange, vector_interc
 
 _POOL = 1 << 17
 """Examples that are drawn at once; another pool follows."""
+_FIRST_POOL = 1_000_003
+"""Seed of the first pool, far from those of examples that maps are fitted to."""
 
 
 class VectorMlp(nn.Module):
-    """Layers h ← relu(W h + c) of one width, and two logits: false, true.
+    """Layers h ← relu(W h + c) of one width, and two logits: false, true. Several such networks side by side.
 
     Args:
         width: of inputs and layers.
         n_layers: how many.
-        seed: of the weights, drawn as torch draws those of a linear layer.
+        seeds: of the weights, a network each; drawn as torch draws those of a linear layer.
     """
 
-    def __init__(self, width: int, n_layers: int = 3, *, seed: int = 0) -> None:
+    def __init__(self, width: int, n_layers: int = 3, *, seeds: Sequence[int] = (0,)) -> None:
         super().__init__()
-        self.width, self.n_layers = width, n_layers
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(n_layers))
-            self.readout = nn.Linear(width, 2)
+        self.width, self.n_layers, self.n_networks = width, n_layers, len(seeds)
+        drawn = [_drawn(width, n_layers, seed) for seed in seeds]
+        self.weights = nn.ParameterList(torch.stack(layer) for layer in zip(*(w for w, _ in drawn), strict=True))
+        self.biases = nn.ParameterList(torch.stack(layer) for layer in zip(*(b for _, b in drawn), strict=True))
 
-    def forward(self, inputs: Float[Tensor, "row width"]) -> Float[Tensor, "row 2"]:
+    def forward(self, inputs: Float[Tensor, "row width"]) -> Float[Tensor, "network row 2"]:
         """Logits."""
-        return self.outputs(0, inputs)
+        return self._read(self._states(inputs)[-1])
 
-    def states(self, inputs: Float[Tensor, "row width"]) -> Float[Tensor, "layer row width"]:
+    def states(self, inputs: Float[Tensor, "row width"]) -> Float[Tensor, "network layer row width"]:
         """The output of each layer."""
-        found = []
-        for layer in self.layers:
-            inputs = layer(inputs).relu()
-            found.append(inputs)
-        return torch.stack(found)
+        return torch.stack(self._states(inputs), 1)
 
-    def outputs(self, after: int, states: Float[Tensor, "row width"]) -> Float[Tensor, "row 2"]:
-        """Logits, from the output of layer `after` (1 is the first; 0 means the inputs)."""
-        for layer in list(self.layers)[after:]:
-            states = layer(states).relu()
-        return self.readout(states)
+    def outputs(self, network: int, after: int, states: Float[Tensor, "row width"]) -> Float[Tensor, "row 2"]:
+        """Logits of one network, from the output of its layer `after` (1 is the first; 0 means the inputs)."""
+        for weight, bias in zip(self.weights[after:], self.biases[after:], strict=True):
+            states = F.linear(states, weight[network], bias[network])
+            states = states if weight is self.weights[-1] else states.relu()
+        return states
 
     @torch.no_grad()
-    def accuracy(self, examples: VectorInterchange) -> float:
-        """The share of the bases that are answered right."""
-        return (self(examples.base).argmax(-1) == examples.answer).float().mean().item()
+    def accuracy(self, examples: VectorInterchange) -> list[float]:
+        """The share of the bases that each network answers rightly."""
+        return (self(examples.base).argmax(-1) == examples.answer).double().mean(1).tolist()
+
+    def _states(self, inputs: Tensor) -> list[Float[Tensor, "network row width"]]:
+        found = [inputs.expand(self.n_networks, -1, -1)]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            found.append(torch.baddbmm(bias[:, None], found[-1], weight.mT).relu())
+        return found[1:]
+
+    def _read(self, states: Tensor) -> Tensor:
+        return torch.baddbmm(self.biases[-1][:, None], states, self.weights[-1].mT)
+
+
+def _drawn(width: int, n_layers: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of a network's layers and its readout: uniform in ± 1/√width."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [width] * n_layers + [2]
+    uniform = [(2 * torch.rand(size, width + 1, generator=generator) - 1) / width**0.5 for size in sizes]
+    return [layer[:, :-1] for layer in uniform], [layer[:, -1] for layer in uniform]
 
 
 def trained_mlp(
-    name: str, *, steps: int = 5000, batch: int = 1024, rate: float = 3e-3, seed: int = 0, progress: Progress = silent
+    name: str,
+    *,
+    steps: int = 5000,
+    batch: int = 1024,
+    rate: float = 3e-3,
+    seeds: Sequence[int] = (0,),
+    progress: Progress = silent,
 ) -> VectorMlp:
-    """A network that computes the answers of a causal model of vectors.
+    """Networks that compute the answers of a causal model of vectors.
 
-    Adam, its rate falling to 0 as half a cosine. No example is seen twice.
+    Adam, its rate falling to 0 as half a cosine. No example is seen twice; all networks see the same.
 
     Args:
         name: of the causal model (`interp.tasks.causal_models.equality`).
         steps: how many.
         batch: examples per step.
         rate: the highest.
-        seed: of weights and examples.
+        seeds: of the weights, a network each.
 
     Raises:
         PairError: an unknown name.
@@ -86,55 +110,72 @@ def trained_mlp(
     """
     if steps < 1 or batch < 1:
         raise InterpError(f"{steps} steps of {batch} examples train nothing; take at least one of one.")
-    pool = vector_interchange(name, _POOL, seed=1_000_003 * (seed + 1))
-    network = VectorMlp(pool.base.shape[1], seed=seed)
+    number = 0
+    pool = vector_interchange(name, _POOL, seed=_FIRST_POOL)
+    network = VectorMlp(pool.base.shape[1], seeds=seeds)
     optimizer = torch.optim.Adam(network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    at, number = 0, 0
+    at = 0
     for _ in progress(list(range(steps)), "steps"):
         if at + batch > len(pool):
             at, number = 0, number + 1
-            pool = vector_interchange(name, _POOL, seed=1_000_003 * (seed + 1) + number)
+            pool = vector_interchange(name, _POOL, seed=_FIRST_POOL + number)
         rows = slice(at, at + batch)
         at += batch
         optimizer.zero_grad()
-        F.cross_entropy(network(pool.base[rows]), pool.answer[rows].long()).backward()
+        targets = pool.answer[rows].long().repeat(network.n_networks)
+        F.cross_entropy(network(pool.base[rows]).flatten(0, 1), targets, reduction="sum").div(batch).backward()
         optimizer.step()
         schedule.step()
     return network.requires_grad_(False)
 
 
 class MlpContinuation(Continuation):
-    """The layers of a network as places, and examples; layers count from 1, place 0 is layer 1.
+    """The layers of some networks as places, and examples: place `n_layers · network + layer − 1`, layers from 1.
 
-    A variable that an example does not exchange has the base's own state as its source.
+    A variable that an example does not exchange has the base's own state as its source. Every example is run at every
+    place, also where nothing differs: networks that stand side by side have no base run in common.
 
     Args:
-        network: no gradient flows to its weights.
+        networks: no gradient flows to their weights.
         examples: base, sources, and what is exchanged.
 
     Raises:
         ShapeError: examples of another width.
     """
 
-    def __init__(self, network: VectorMlp, examples: VectorInterchange) -> None:
-        if (found := examples.base.shape[1]) != network.width:
-            raise ShapeError(f"Examples of width {found} for a network of width {network.width}.")
-        self.network, self.inputs = network, examples.base
+    def __init__(self, networks: VectorMlp, examples: VectorInterchange) -> None:
+        if (found := examples.base.shape[1]) != networks.width:
+            raise ShapeError(f"Examples of width {found} for a network of width {networks.width}.")
+        self.networks = networks
         with torch.no_grad():
-            self.base = network.states(examples.base)
+            self.base = networks.states(examples.base).flatten(0, 1)
             self.sources = tuple(
-                torch.where(exchanged[:, None], network.states(source), self.base)
+                torch.where(exchanged[:, None], networks.states(source).flatten(0, 1), self.base)
                 for source, exchanged in zip(examples.sources, examples.exchanged, strict=True)
             )
 
+    @cached_property
+    def differs(self) -> Bool[Tensor, "place example"]:
+        """Everywhere."""
+        return torch.ones(self.base.shape[:2], dtype=torch.bool)
+
     def outputs(self, values: Tensor, place: Tensor, example: Tensor) -> Tensor:
-        """Logits of the rest of the network."""
+        """Logits of the rest of the row's network."""
         places = place.unique().tolist()
         rows = [(place == one).nonzero()[:, 0] for one in places]
-        found = [self.network.outputs(one + 1, values[some]) for one, some in zip(places, rows, strict=True)]
+        found = []
+        for one, some in zip(places, rows, strict=True):
+            network, layer = divmod(one, self.networks.n_layers)
+            found.append(self.networks.outputs(network, layer + 1, values[some]))
         return torch.cat(found)[torch.cat(rows).argsort()]
 
     def base_outputs(self, example: Tensor) -> Tensor:
-        """Logits of the base run."""
-        return self.network(self.inputs[example])
+        """Of no example.
+
+        Raises:
+            InterpError: an example is asked for.
+        """
+        if len(example):
+            raise InterpError("Networks side by side have no base run in common; every example is run at every place.")
+        return self.base.new_zeros(0, 2)

@@ -182,6 +182,14 @@ def test_a_low_rank_map_starts_where_the_random_control_is() -> None:
     torch.testing.assert_close(trained.basis, control.basis, atol=1e-6, rtol=0)
 
 
+def test_a_frozen_low_rank_map_is_the_same_subspace() -> None:
+    made = disturbed(LowRank(WIDTH, (2, 3), cells=2))
+    base, first, second = (states(2, 4, seed=seed) for seed in range(3))
+    frozen = made.frozen()
+    assert frozen.ranks == (2, 3) and frozen.capacity == 0
+    torch.testing.assert_close(frozen.swap(base, [first, second]), made.swap(base, [first, second]))
+
+
 def test_half_precision_states_are_swapped_in_the_maps_own() -> None:
     base, source = states(5).bfloat16(), states(5, seed=1).bfloat16()
     made = LowRank(WIDTH, 3)
