@@ -33,6 +33,8 @@ WIDTHS = {"equality": 16, "first argument": 16, "and-or-and": 24, "and-or": 24}
 PUBLISHED = {
     ("equality", "rotation"): ("0.84 0.61 0.50", "0.50 0.50 0.50"),
     ("equality", "RevNet 10×16"): ("1.00 1.00 1.00", ""),
+    ("equality", "RevNet 1×4"): ("0.94 0.99 0.99", ""),
+    ("equality", "RevNet 1×16"): ("0.99 1.00 1.00", ""),
     ("equality", "RevNet 10×128"): ("", "0.67 0.56 0.50"),
     ("first argument", "rotation"): ("0.50 0.50 0.50", ""),
     ("first argument", "RevNet 10×16"): ("0.51 0.51 0.51", ""),
@@ -64,13 +66,13 @@ ROTATING = Training(steps=1000, batch=512, learning_rate=5e-3)
 FLEXIBLE = Training(steps=1500, batch=512, learning_rate=3e-3)
 PARTS = {
     "rotation": ([("equality", rotation("equality"))], ROTATING, 10),
-    "revnet": ([("equality", revnet("equality", 10, 16))], FLEXIBLE, 3),
+    "revnet": ([("equality", revnet("equality", 10, 16))], FLEXIBLE, 1),
     "wide": ([("equality", revnet("equality", 10, 128))], FLEXIBLE, 1),
     "curve": (
         [("equality", revnet("equality", 1, 4) | revnet("equality", 1, 16) | revnet("equality", 2, 16)
           | revnet("equality", 5, 16) | revnet("equality", 5, 64))], FLEXIBLE, 1,
     ),
-    "algorithms": ([(model, rotation(model)) for model in ("first argument", "and-or-and", "and-or")], ROTATING, 5),
+    "algorithms": ([(model, rotation(model)) for model in ("first argument", "and-or-and", "and-or")], ROTATING, 3),
     "algorithms, RevNet": (
         [(model, revnet(model, 10, WIDTHS[model])) for model in ("first argument", "and-or-and", "and-or")], FLEXIBLE, 1,
     ),
