@@ -40,6 +40,7 @@ _HOMES = {
     "dissect": "interp.concepts",
     "unit_effects": "interp.concepts",
     "align": "interp.alignment",
+    "align_pictures": "interp.alignment",
     "edit_concept": "interp.steering",
     "edit_report": "interp.steering",
     "load_edit": "interp.steering",
@@ -56,6 +57,7 @@ __all__ = [*_HOMES, "tasks"]
 if TYPE_CHECKING:
     from interp import tasks as tasks
     from interp.alignment import align as align
+    from interp.alignment import align_pictures as align_pictures
     from interp.concepts import dissect as dissect
     from interp.concepts import unit_effects as unit_effects
     from interp.errors import InterpError as InterpError

@@ -8,12 +8,39 @@ from interp.alignment.fit import Answered, Cells, Fitted, Training, answers, fit
 from interp.alignment.language import LanguageContinuation, Place
 from interp.alignment.maps import Affine, AlignmentMap, LowRank, Subspace
 from interp.alignment.masks import Boundless, UnitMask
+from interp.alignment.pictures import PictureAlignment, align_pictures
 from interp.alignment.results import CONTROLS, Alignment
 from interp.alignment.revnet import RevNet
 from interp.alignment.search import align
 
 __all__ = [
-    "CONTROLS", "Affine", "Alignment", "AlignmentMap", "Answered", "Boundless", "Capacity", "Cells", "Continuation",
-    "Erasure", "Fitted", "FunctionContinuation", "LanguageContinuation", "LowRank", "Place", "RevNet", "Subspace",
-    "Training", "Trial", "UnitMask", "align", "answers", "capacity", "closed_form", "fit", "leace", "pls",
-]  # fmt: skip
+    "CONTROLS",
+    "Affine",
+    "Alignment",
+    "AlignmentMap",
+    "Answered",
+    "Boundless",
+    "Capacity",
+    "Cells",
+    "Continuation",
+    "Erasure",
+    "Fitted",
+    "FunctionContinuation",
+    "LanguageContinuation",
+    "LowRank",
+    "PictureAlignment",
+    "Place",
+    "RevNet",
+    "Subspace",
+    "Training",
+    "Trial",
+    "UnitMask",
+    "align",
+    "align_pictures",
+    "answers",
+    "capacity",
+    "closed_form",
+    "fit",
+    "leace",
+    "pls",
+]

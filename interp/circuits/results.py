@@ -135,7 +135,7 @@ class EdgeScores(_OfGraph):
         """Heat map of what leaves each node: the sum of its outgoing edges' |score|."""
         leaving = np.nansum(np.abs(self.scores), 1)
         title = f"Sum of |score| of each node's outgoing edges: {self.title} · input {leaving[0]:.2f}"
-        return _map(self, leaving, title, self._score_unit)
+        return _map(self, leaving, title, self._score_unit, signed=False)
 
     def networkx(self) -> DiGraph:
         """Every edge with its score, as a networkx graph."""
@@ -259,7 +259,7 @@ def _dataset(problem: Problem, dims: tuple[str, ...], arrays: dict[str, np.ndarr
     return xr.Dataset(variables, coords | {"example": list(range(len(problem.encoded)))})
 
 
-def _map(result: _OfGraph, senders: np.ndarray, title: str, unit: str) -> Figure:
+def _map(result: _OfGraph, senders: np.ndarray, title: str, unit: str, *, signed: bool = True) -> Figure:
     import xarray as xr
 
     from interp.plots import heatmap
@@ -268,4 +268,4 @@ def _map(result: _OfGraph, senders: np.ndarray, title: str, unit: str) -> Figure
     grid = senders[1:].reshape(graph.n_layers, graph.n_heads + 1)
     columns = [*(f"head {head}" for head in range(graph.n_heads)), "MLP"]
     data = xr.DataArray(grid, dims=("layer", "node"), coords={"layer": list(range(graph.n_layers)), "node": columns})
-    return heatmap(data, x="node", y="layer", title=title, unit=unit)
+    return heatmap(data, x="node", y="layer", title=title, unit=unit, diverging=signed)
