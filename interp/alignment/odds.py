@@ -72,11 +72,12 @@ Splits = tuple[InterchangeTask, InterchangeTask]
 class Gym(Result):
     """Log odds-ratios of directions over tasks, layers and regions, on held-out minimal pairs.
 
-    `.data` holds over `asked` (task, control) × `task` × `layer` × `region` × `direction` (the method): `odds` in nats, `iia`, the
-    share of pairs with p*(y_s) > p*(y_b), and `iia_flip`, that share among the pairs whose base the model answers
-    rightly; pair by pair `odds_of` (… × `example`). NaN where a task has no such region, or a method found no direction
-    (`provenance["failed"]` says why). Over `asked` × `task` × `example`: `base_odds`, log p(y_b | b) − log p(y_s | b).
-    Over `task` × `layer` × `region`: `moved`, the share of held-out pairs whose states differ.
+    `.data` holds over `asked` (task, control) × `task` × `layer` × `region` × `direction` (the method): `odds` in nats,
+    `iia`, the share of pairs with p*(y_s) > p*(y_b), and `iia_flip`, that share among the pairs whose base the model
+    answers rightly; pair by pair `odds_of` (… × `example`). NaN where a task has no such region, or a method found no
+    direction (`provenance["failed"]` says why). Over `asked` × `task` × `example`: `base_odds`, that is
+    log p(y_b | b) − log p(y_s | b). Over `task` × `layer` × `region`: `moved`, the share of held-out pairs whose states
+    differ.
     """
 
     @property
@@ -136,8 +137,8 @@ class Gym(Result):
         by_layer = self._cells(score).max("region").mean("task", skipna=False)
         unit = "IIA" if score.startswith("iia") else "nats"
         return curves(
-            by_layer.transpose("direction", "layer"), x="layer", line="direction", unit=unit, quantity=score, bars=False,
-            title=f"{_NAMES[score]}, best region: {self.title}",
+            by_layer.transpose("direction", "layer"), x="layer", line="direction", unit=unit, quantity=score,
+            bars=False, title=f"{_NAMES[score]}, best region: {self.title}",
         )  # fmt: skip
 
     def plot_task(self, task: str, score: str = "odds") -> Figure:
@@ -228,7 +229,7 @@ def causal_gym(
     layers = tuple(dict.fromkeys(range(model.n_layers) if layers is None else layers))
     methods = tuple(dict.fromkeys(methods))
     _check(tasks, methods, layers)
-    encoded = {name: tuple(_Asked(model, each) for each in splits) for name, splits in tasks.items()}
+    encoded = {name: (_Asked(model, train), _Asked(model, held_out)) for name, (train, held_out) in tasks.items()}
     chosen = {name: _regions(name, train.encoded, regions) for name, (train, _) in encoded.items()}
     trials = []
     for name in progress(list(tasks), "minimal-pair tasks"):
@@ -406,5 +407,6 @@ def _dataset(
             "base_odds": (("asked", "task", "example"), base_odds, nats),
             "moved": (("task", "layer", "region"), moved, share),
         },
-        {"asked": list(ASKED), "task": list(names), "layer": list(layers), "region": regions, "direction": list(methods)},
+        {"asked": list(ASKED), "task": list(names), "layer": list(layers), "region": regions,
+         "direction": list(methods)},
     )  # fmt: skip

@@ -208,10 +208,9 @@ def test_it_is_shown_saved_and_reproducible(speaking, tasks, found: Gym, tmp_pat
     assert Gym.load(tmp_path / "gym.nc").data.equals(found.data)
     assert causal_gym(speaking, tasks, layers=[0, 1], training=QUICK).data.equals(found.data)
     best = found.data["odds"].sel(asked="task").max("region").mean("task")
-    figure = found.plot()
-    drawn = {line.name: line.y for line in figure.data if line.name in GYM_METHODS}
-    np.testing.assert_allclose(drawn["DAS"], best.sel(direction="DAS"))
-    assert len(found.plot("selectivity").data) and len(found.plot_task(NAMES[0], "iia").layout.annotations) >= 3
+    (line,) = found.plot().select_traces({"name": "DAS"})
+    np.testing.assert_allclose(line.y, best.sel(direction="DAS"))
+    assert found.plot("selectivity").to_dict()["data"] and len(found.plot_task(NAMES[0], "iia").layout.annotations) >= 3
 
 
 def test_refusals(speaking, tasks, found: Gym) -> None:
