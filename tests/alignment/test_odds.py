@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,8 +209,8 @@ def test_it_is_shown_saved_and_reproducible(speaking, tasks, found: Gym, tmp_pat
     assert Gym.load(tmp_path / "gym.nc").data.equals(found.data)
     assert causal_gym(speaking, tasks, layers=[0, 1], training=QUICK).data.equals(found.data)
     best = found.data["odds"].sel(asked="task").max("region").mean("task")
-    (line,) = found.plot().select_traces({"name": "DAS"})
-    np.testing.assert_allclose(line.y, best.sel(direction="DAS"))
+    lines: list[Any] = list(found.plot().select_traces({"name": "DAS"}))
+    np.testing.assert_allclose(lines[0].y, best.sel(direction="DAS"))
     assert found.plot("selectivity").to_dict()["data"] and len(found.plot_task(NAMES[0], "iia").layout.annotations) >= 3
 
 
