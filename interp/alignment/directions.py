@@ -92,13 +92,16 @@ def lda(states: States, labels: Labels) -> Basis:
     The spread within labels is shrunk towards a multiple of the identity as Ledoit and Wolf (2004) say.
 
     Raises:
-        ShapeError, InterpError: as `difference_of_means`.
+        ShapeError, InterpError: as `difference_of_means`; states that do not vary within labels, but for rounding.
     """
     from sklearn.covariance import ledoit_wolf
 
     x, y = checked_labels(states, labels)
     means = _means(x, y)
-    spread, _ = ledoit_wolf(x - means[y], assume_centered=True)
+    within, size = x - means[y], float(states.detach().double().square().mean().sqrt())
+    if not np.sqrt(np.square(within).mean()) > 100 * torch.finfo(states.dtype).eps * size:
+        raise InterpError("Within labels the states do not vary: there is no spread to weigh their difference by.")
+    spread, _ = ledoit_wolf(within, assume_centered=True)
     return _span(np.linalg.lstsq(spread, (means - means.mean(0)).T, rcond=None)[0].T, states, "the discriminants")
 
 

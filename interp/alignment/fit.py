@@ -389,26 +389,38 @@ class Answered:
 
 
 @torch.no_grad()
-def answers(cells: Cells, continuation: Continuation, *, among: Int[Tensor, "answer"] | None = None) -> Answered:
-    """The network's answers under the maps' interchanges: the highest logit, of all or among some tokens."""
+def interchanged(
+    cells: Cells, continuation: Continuation, read: Callable[[Tensor, Tensor], Tensor], *, numbers: int
+) -> Float[Tensor, "cell example number"]:
+    """What is read of the network's outputs under the maps' interchanges; where nothing differs, of the base run.
+
+    Args:
+        read: (outputs [row, …], example [row]) → so many `numbers` [row, number].
+
+    Returns:
+        In float64; NaN where a map gives a state that is not finite.
+    """
     n, device = continuation.base.shape[1], continuation.base.device
-    everything = torch.arange(n, device=device)
     still = ~continuation.differs[cells.place]
-    token = torch.zeros(len(cells), n, dtype=torch.long, device=device)
-    finite = torch.ones_like(still)
-    for some in everything.split(256):
-        if still[:, some].any():
-            token[:, some], finite[:, some] = _best(continuation.base_outputs(some), among)
+    found = torch.full((len(cells), n, numbers), torch.nan, dtype=torch.float64, device=device)
+    for some in torch.arange(n, device=device).split(256):
         swapped = cells.swapped(continuation, some)
         fine = swapped.isfinite().all(-1)
-        finite[:, some] &= fine
+        if still[:, some].any():
+            base = read(continuation.base_outputs(some), some).double()
+            found[:, some] = torch.where((still[:, some] & fine)[..., None], base, torch.nan)
         cell, column = (~still[:, some] & fine).nonzero(as_tuple=True)
         value, place, example = swapped[cell, column], cells.place[cell], some[column]
         for part in continuation.parts(place, example) if len(value) else []:
             outputs = continuation.outputs(value[part], place[part], example[part])
-            at = cell[part], example[part]
-            token[at], finite[at] = _best(outputs, among)
-    return Answered(token, finite)
+            found[cell[part], example[part]] = read(outputs, example[part]).double()
+    return found
+
+
+def answers(cells: Cells, continuation: Continuation, *, among: Int[Tensor, "answer"] | None = None) -> Answered:
+    """The network's answers under the maps' interchanges: the highest logit, of all or among some tokens."""
+    found = interchanged(cells, continuation, lambda outputs, _: torch.stack(_best(outputs, among), -1), numbers=2)
+    return Answered(found[..., 0].nan_to_num().long(), found[..., 1] == 1)
 
 
 def _best(outputs: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor]:

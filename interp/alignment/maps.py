@@ -12,6 +12,7 @@ apart, trained or not (`interp.alignment.capacity`). Fix the kind of map before 
 | map | φ | per cell trained | swap of the variable's block |
 |---|---|---|---|
 | `Subspace` | given orthonormal columns R | nothing | b + R Rᵀ(s − b) |
+| `Whole` | the identity, one variable | nothing | s |
 | `LowRank` | orthonormal columns R (DAS) | d · rank | the same |
 | `Affine` | any invertible linear map | 2 d · rank | b + W Vᵀ(s − b), VᵀW = 1 |
 | `Boundless` | a rotation, blocks of learned size | d² + variables | the same with learned rank |
@@ -328,6 +329,31 @@ class Affine(AlignmentMap):
 
     def _blocks(self) -> str:
         return _ranks(self.ranks)
+
+
+class Whole(AlignmentMap):
+    """Everything belongs to the one variable: a swap is the source. Without the d × d identity of a `Subspace`.
+
+    Args:
+        width: d.
+        cells: how many maps.
+        dtype: in which states are handed on.
+    """
+
+    nothing: Tensor
+
+    def __init__(self, width: int, cells: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(width, 1, cells)
+        self.register_buffer("nothing", torch.empty(cells, 0, dtype=dtype))
+
+    def _swap(self, base: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        return sources[0]
+
+    def _coordinates(self, states: Tensor) -> Sequence[Tensor]:
+        return [states]
+
+    def _blocks(self) -> str:
+        return "the whole state"
 
 
 def _exchanged(

@@ -34,7 +34,7 @@ from torch import Tensor
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Fitted, Training, answers, fit
 from interp.alignment.language import LanguageContinuation, Place, check_places, right
-from interp.alignment.maps import AlignmentMap, LowRank, Subspace
+from interp.alignment.maps import AlignmentMap, LowRank, Subspace, Whole
 from interp.alignment.results import CONTROLS, FITS, Alignment
 from interp.errors import InterpError, PairError, nearest
 from interp.models.language_model import LanguageModel
@@ -166,7 +166,7 @@ class _Search:
         if shuffle:
             found["shuffled labels"] = _Found(np.stack([c[n:] for c in correct]), None, _losses(fits, n)[1])
         if "full swap" in controls and self.n_variables == 1:
-            whole = Cells(_Whole(seen.base.shape[-1], n, seen.base.dtype).to(self.model.device), *self._where(1))
+            whole = Cells(Whole(seen.base.shape[-1], n, seen.base.dtype).to(self.model.device), *self._where(1))
             one = self._correct(whole, unseen, self.test.label)
             found["full swap"] = _Found(np.stack([one] * len(self.ranks)))
         if "random model" in controls:
@@ -247,25 +247,6 @@ def _shuffled(task: EncodedInterchange, generator: torch.Generator) -> Int[Tenso
     other = torch.where(task.answer != task.label, task.answer, task.source_answers[0])
     coin = torch.rand(len(task), generator=generator).to(other.device) < 0.5
     return torch.where(coin, other, task.label)
-
-
-class _Whole(AlignmentMap):
-    """Everything belongs to the one variable: a swap is the source. Without the d × d identity of a `Subspace`."""
-
-    nothing: Tensor
-
-    def __init__(self, width: int, cells: int, dtype: torch.dtype) -> None:
-        super().__init__(width, 1, cells)
-        self.register_buffer("nothing", torch.empty(cells, 0, dtype=dtype))
-
-    def _swap(self, base: Tensor, sources: Sequence[Tensor]) -> Tensor:
-        return sources[0]
-
-    def _coordinates(self, states: Tensor) -> Sequence[Tensor]:
-        return [states]
-
-    def _blocks(self) -> str:
-        return "the whole state"
 
 
 def _bases(groups: Sequence[Cells], n: int) -> np.ndarray | None:
