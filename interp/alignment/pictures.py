@@ -42,11 +42,11 @@ from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Training, fit
-from interp.alignment.maps import LowRank, Subspace
+from interp.alignment.maps import AlignmentMap, LowRank, Subspace, Whole
 from interp.errors import InterpError
 from interp.interventions.denoise import denoise
 from interp.interventions.denoise_sweep import DenoisingSweep
-from interp.interventions.edits import Edit, Swap, UnderPrompt, When
+from interp.interventions.edits import Edit, Replace, Swap, UnderPrompt, When
 from interp.interventions.one_step import OneStep, States, settable, trajectory
 from interp.interventions.sweep import plan_sweep
 from interp.interventions.sweep_plan import Swept
@@ -293,7 +293,7 @@ class _PictureSearch:
         self.train_steps = [acting[i] for i in dict.fromkeys(spread.tolist())]
         self.shuffled = _shuffled(task, Random(seed))
         self.states = {which: self._states(which) for which in (task, held_out)}
-        self.maps: dict[tuple[Site, int, str], Subspace] = {}
+        self.maps: dict[tuple[Site, int, str], AlignmentMap] = {}
         self.explained: dict[tuple[Site, int, str], float] = {}
         self.losses: dict[tuple[Site, int], np.ndarray] = {}
         self.stopped: list[str] = []
@@ -324,7 +324,7 @@ class _PictureSearch:
         for rank, one in zip(self.ranks, maps, strict=True):
             self._take(site, rank, "before training", _frozen(one, 0), test, wanted)
             if "full swap" in controls:
-                self._take(site, rank, "full swap", _whole(train), test, wanted)
+                self._take(site, rank, "full swap", Whole(train.base.shape[-1]), test, wanted)
         losses = self._fitted(train, maps, torch.stack(goals), site, "task", progress)
         for rank, one, loss in zip(self.ranks, maps, losses, strict=True):
             self.losses[site, rank] = loss[0]
@@ -378,7 +378,9 @@ class _PictureSearch:
         return [one.loss for one in fits]
 
     @torch.no_grad()
-    def _take(self, site: Site, rank: int, way: str, one: Subspace, test: DenoiserContinuation, wanted: Tensor) -> None:
+    def _take(
+        self, site: Site, rank: int, way: str, one: AlignmentMap, test: DenoiserContinuation, wanted: Tensor
+    ) -> None:
         """Keep a subspace, and what it explains of held-out states."""
         left, total = 0.0, 0.0
         for rows in torch.arange(len(wanted), device=wanted.device).split(48):
@@ -398,7 +400,12 @@ class _PictureSearch:
         # A whole state exchanged is the same at every rank.
         keys = [key for key in keys if key[2] != "full swap" or key[1] == self.ranks[0]]
         variants: list[list[Edit]] = [
-            [Swap(key[0], source, block, when=when) for source, block in zip(sources, self._blocks(*key), strict=True)]
+            [Replace(key[0], sources[0], when=when)]
+            if key[2] == "full swap"
+            else [
+                Swap(key[0], source, block, when=when)
+                for source, block in zip(sources, self._blocks(*key), strict=True)
+            ]
             for key in keys
         ]
         scenes, others = [e.scene for e in test], [name for name in EXCHANGED if name not in self.task.variables]
@@ -432,6 +439,7 @@ class _PictureSearch:
     def _blocks(self, site: Site, rank: int, way: str) -> Sequence[Tensor]:
         """The columns of each variable; orthogonal, so that one swap after the other is all of them."""
         found = self.maps[site, rank, way]
+        assert isinstance(found, Subspace)
         return found.basis[0].split(found.ranks, -1)
 
     def _dataset(
@@ -452,7 +460,7 @@ class _PictureSearch:
         width, most = max(self.model.width_of(site) for site in sites), max(self.ranks) * len(self.task.variables)
         basis = np.full((*shape[:2], width, most), np.nan, dtype=np.float32)
         for i, j in np.ndindex(shape[:2]):
-            columns = self.maps[sites[i], self.ranks[j], "fitted"].basis[0].cpu().numpy()
+            columns = torch.cat(list(self._blocks(sites[i], self.ranks[j], "fitted")), 1).cpu().numpy()
             basis[i, j, : columns.shape[0], : columns.shape[1]] = columns
         dims = ("site", "rank", "way")
         share = {"unit": "share of pictures"}
@@ -466,11 +474,6 @@ class _PictureSearch:
         }  # fmt: skip
         coords = {"site": [str(site) for site in sites], "rank": list(self.ranks), "way": list(ways)}
         return xr.Dataset(variables, coords)
-
-
-def _whole(continuation: Continuation) -> Subspace:
-    """The map that exchanges everything."""
-    return Subspace(torch.eye(continuation.base.shape[-1], device=continuation.base.device))
 
 
 def _frozen(maps: LowRank, cell: int) -> Subspace:

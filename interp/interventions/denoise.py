@@ -642,8 +642,7 @@ class Clock:
         at = np.concatenate([b * self.n + rows for b, rows in zip(group.branches, group.lines, strict=True)])
         if len(at) < self.n * branches:  # in order, so as many are all of them
             lines, size = torch.from_numpy(at), self.n * branches
-            args = select_rows(args, lines, size)
-            kwargs = {k: v if k in _SHARED else select_rows(v, lines, size) for k, v in kwargs.items()}
+            args, kwargs = select_arguments(args, kwargs, lines, size)
         return forward(*args, **kwargs)
 
     def _groups(self, branches: tuple[Branch, ...]) -> list[Group]:
@@ -868,6 +867,12 @@ def select_rows(output: Any, at: Tensor, size: int) -> Any:
     if isinstance(output, tuple | list):
         return type(output)(select_rows(value, at, size) for value in output)
     return output
+
+
+def select_arguments(args: tuple, kwargs: Mapping[str, Any], at: Tensor, size: int) -> tuple[tuple, dict[str, Any]]:
+    """Rows of a denoiser's arguments; what a batch shares stays whole, whatever its length."""
+    own = {name: value if name in _SHARED else select_rows(value, at, size) for name, value in kwargs.items()}
+    return select_rows(args, at, size), own
 
 
 def _joined(outputs: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, SiteError
-from interp.interventions.denoise import is_text, select_rows
+from interp.interventions.denoise import is_text, select_arguments, select_rows
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
 from interp.models.hooks import Forward, Watcher, replaced, tapped
@@ -135,7 +135,7 @@ class OneStep:
 
     def _run(self, rows: Tensor, watch: Watcher) -> Tensor:
         """The network's output for some rows, with a watcher at the site."""
-        args, kwargs = select_rows(self._arguments, rows, self.n)
+        args, kwargs = select_arguments(*self._arguments, rows, self.n)
         with tapped([(str(self.site), self.model.tap(self.site), watch)], len(rows)):
             output = self.model.network(*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output.sample
@@ -158,7 +158,7 @@ def _calls(model: Denoiser, sampling: Sampling, steps: int) -> list[tuple[tuple,
     def watching(forward: Forward) -> Forward:
         def called(*args: Any, **kwargs: Any) -> Any:
             if number[0] % len(layout.calls) == call:
-                seen.append(select_rows((args, kwargs), rows, size))
+                seen.append(select_arguments(args, kwargs, rows, size))
                 if len(seen) == steps:
                     raise _Enough
             number[0] += 1

@@ -93,6 +93,21 @@ def test_rows_of_other_steps_are_those_of_the_run(models):
         )
 
 
+@pytest.mark.parametrize("n", ["tokens", "cells"])
+def test_what_a_batch_shares_is_never_taken_for_rows(models, n):
+    model = models("flux")
+    base, _ = samplings(model, "flux")
+    site = model.sites("block_out")[-2]
+    states = trajectory(model, base, [0])
+    count = model.tokens_of(base) if n == "tokens" else model.grid_of(site, base)[0] * model.grid_of(site, base)[1]
+    order = torch.arange(count) % 2
+    many = States(states.x[order], states.time[order])
+    few, whole = OneStep(model, base, states, site), OneStep(model, base.select(order.tolist()), many, site)
+    torch.testing.assert_close(whole.prediction, few.prediction[order], rtol=0, atol=1e-9)
+    rows = torch.tensor([count - 1, 0])  # positions of the shared ids, were they rows
+    torch.testing.assert_close(whole(whole.values[rows], rows), few.prediction[order[rows]], rtol=0, atol=1e-9)
+
+
 def test_only_what_follows_is_run_and_gradients_are_those_of_the_whole(models):
     model = models("sd")
     base, _ = samplings(model, "sd")
