@@ -68,7 +68,8 @@ class FunctionContinuation(Continuation):
     """States and a function of one place's states: a layer of a network that is no language model.
 
     Args:
-        base, sources: [example, width].
+        base: [example, width].
+        sources: [example, width], one per source.
         function: from states [row, width] to outputs [row, …], row by row.
 
     Raises:
