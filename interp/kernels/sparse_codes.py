@@ -56,9 +56,7 @@ def sparse_encode(
 
 
 def _weighted_rows(matrix: Tensor, places: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(
-        places, matrix, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return F.embedding_bag(places, matrix, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _row_products(left: Tensor, right: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:

@@ -13,9 +13,7 @@ _GROUPS_PER_ENTRY = 4
 """With fewer groups than this for each entry wanted, what is left to search is hardly smaller than the whole row."""
 
 
-def topk_latents(
-    x: Float[Tensor, "row width"], k: int
-) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
+def topk_latents(x: Float[Tensor, "row width"], k: int) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """The k largest entries of each row and their places, in no particular order; as `torch.topk`, and exact.
 
     The k largest entries lie in at most k groups, and these are among the k groups with the largest maxima: so a row is
