@@ -5,25 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from dictionaries.kinds import LATENTS, MAKERS, K
 
+from interp.dictionaries import matching_pursuit
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.jumprelu import JumpReLU
 from interp.dictionaries.matching_pursuit import MatchingPursuit
-from interp.dictionaries import matching_pursuit
 from interp.dictionaries.standardise import Moments, Standardisation
 from interp.dictionaries.topk import BatchTopK, Matryoshka, TopK
 from interp.errors import InterpError, ShapeError
 
-LATENTS, K = 40, 4
 NONE = torch.zeros(LATENTS, dtype=torch.bool)
-MAKERS = {
-    "topk": lambda read, **k: TopK(read, LATENTS, K, **k),
-    "batch_topk": lambda read, **k: BatchTopK(read, LATENTS, K, **k),
-    "matryoshka": lambda read, **k: Matryoshka(read, LATENTS, K, prefixes=(5, 15, LATENTS), **k),
-    "jumprelu": lambda read, **k: JumpReLU(read, LATENTS, **k),
-    "gated": lambda read, **k: Gated(read, LATENTS, **k),
-    "matching_pursuit": lambda read, **k: MatchingPursuit(read, LATENTS, K, **k),
-}
 
 
 def shaken(dictionary, seed=5):
