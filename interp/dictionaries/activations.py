@@ -59,8 +59,8 @@ class InMemory:
     def __init__(
         self,
         x: Float[Tensor, "row width"],
-        target: Float[Tensor, "row out"] | None = None,
-        bins: Int[Tensor, "row"] | None = None,
+        target: Float[Tensor, "target out"] | None = None,
+        bins: Int[Tensor, "bin"] | None = None,
     ) -> None:
         for name, other in (("targets", target), ("bins", bins)):
             if other is not None and len(other) != len(x):

@@ -18,8 +18,8 @@ from interp.kernels.sparse_codes import rows_of
 class Codes:
     """What a dictionary makes of rows of activations.
 
-    The entries of a row lie together: row r has the entries `offsets[r]` to `offsets[r + 1]`. An entry may be 0 (a top-k
-    choice that the ReLU cut off); it counts nowhere.
+    The entries of a row lie together: row r has the entries `offsets[r]` to `offsets[r + 1]`. An entry may be 0 (a
+    top-k choice that the ReLU cut off); it counts nowhere.
 
     Attributes:
         values: how strongly each entry's latent is on, in the units of the standardised activation; never negative.

@@ -158,7 +158,7 @@ class Dictionary(nn.Module, ABC):
 
     @torch.no_grad()
     def reset(self, latents: Int[Tensor, "chosen"], directions: Float[Tensor, "chosen width"]) -> list[Tensor]:
-        """Begin latents anew along given directions of what is read; the parameters of which these rows were changed."""
+        """Begin latents anew along directions of what is read; returns the parameters whose rows were changed."""
         if not self.autoencodes:
             raise InterpError("Latents are begun anew along what is read, which here is not what is written.")
         self.atoms[latents] = F.normalize(directions.to(self.atoms), dim=1)

@@ -1,4 +1,4 @@
-"""Gated dictionaries: one affine map says whether a latent is on, another how strongly, and both share their directions.
+"""Gated dictionaries: one affine map says whether a latent is on, another how strongly; both share their directions.
 
     π = W (x̃ − b) + c_gate,   c = 1[π > 0] · ReLU(exp(r) · W (x̃ − b) + c_mag)
     loss = ‖x − x̂(c)‖² / width + sparsity · ‖ReLU(π)‖₁ + ‖x − x̂_frozen(ReLU(π))‖² / width

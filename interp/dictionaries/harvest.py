@@ -1,7 +1,8 @@
 """Fill a store with the activations of a model, shard by shard.
 
-What a shard holds is decided before anything runs (so many texts, so many pictures), so a harvest that was killed goes on
-behind its last whole shard and ends with the same store. A byte budget ends it before the shard that would exceed it.
+What a shard holds is decided before anything runs (so many texts, so many pictures), so a harvest that was killed goes
+on behind its last whole shard and ends with the same store. A byte budget ends it before the shard that would exceed
+it.
 
 What makes it cheap: one forward pass per batch of texts of about equal length, without an unembedding; one sampling per
 batch of pictures, all sites, steps and branches at once.
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.dictionaries.store import DTYPES, Store
+from interp.dictionaries.store import Store
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.captured import DenoisingRun
 from interp.interventions.checkpoint import fingerprint
@@ -124,11 +125,12 @@ def harvest_pictures(
 
     Rows are labelled by `picture`, `branch` (0: cond, 1: uncond), `cell` and `step`, and ordered so, steps innermost.
     The store also keeps what was made: `extra("pictures")`, the texts `prompts`; for the shapes world what is seen in
-    every picture as `extra("masks")` [picture, concept, y, x] with the names in `about["concepts"]`, and, of scenes, the
-    asked-for `factors`.
+    every picture as `extra("masks")` [picture, concept, y, x] with the names in `about["concepts"]`, and, of scenes,
+    the asked-for `factors`.
 
     Args:
-        inputs: prompts, one picture each, picture i from the noise of seed `seed` + i; scenes of the shapes world, which
+        inputs: prompts, one picture each, picture i from the noise of seed `seed` + i; scenes of the shapes world,
+        which
             are asked for by their captions; or a finished sampling.
         sites: with a map of one value per cell and channel; all of the same grid.
         when: steps and branches to keep; by default all steps of the conditional branch.

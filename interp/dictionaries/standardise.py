@@ -77,8 +77,8 @@ class Standardisation(nn.Module):
         self.steps = None if steps is None else tuple(tuple(bin_) for bin_ in steps)
         if sum(self.widths) != mean.shape[1] or not len(self.widths) == len(self.sites) == scale.shape[1]:
             raise ShapeError(
-                f"Sites {list(self.sites)} of widths {list(self.widths)} do not make the {mean.shape[1]} channels of the "
-                f"mean and the {scale.shape[1]} scales."
+                f"Sites {list(self.sites)} of widths {list(self.widths)} do not make the {mean.shape[1]} channels of "
+                f"the mean and the {scale.shape[1]} scales."
             )
         if len(mean) != len(scale) or len(mean) != (1 if self.steps is None else len(self.steps)):
             raise ShapeError(f"{len(mean)} means and {len(scale)} scales for the step bins {self.steps}.")

@@ -2,8 +2,9 @@
 
 A store is a folder with `index.json` and shards `shard-00000.safetensors`, … Each shard holds some rows: of every site
 `x.<site>` [row, width]; labels that say where each row comes from, `label.<name>` [row]; and what belongs to its inputs
-rather than to its rows (pictures, masks) as `extra.<name>`. Rows lie in the order in which they were harvested; the moments
-that standardisation needs are kept with each shard, per denoising step, so bins are chosen when a dictionary is made.
+rather than to its rows (pictures, masks) as `extra.<name>`. Rows lie in the order in which they were harvested; the
+moments that standardisation needs are kept with each shard, per denoising step, so bins are chosen when a dictionary
+is made.
 
 A shard is written beside its place and moved there, and only then entered in the index: a harvest that is killed leaves
 whole shards, and goes on behind them. A shard that was cut off all the same (a full disk, an interrupted copy) is
@@ -229,18 +230,26 @@ class Store:
             found += about[name]
         return found
 
-    def standardisation(self, *sites: str, bins: Sequence[Sequence[int]] | None = None) -> Standardisation:
+    def standardisation(
+        self, *sites: str, bins: Sequence[Sequence[int]] | None = None, across_steps: bool = False
+    ) -> Standardisation:
         """Mean and scale of some sites over all rows, side by side.
 
         Args:
             sites: names; the only one, if not given.
             bins: sets of denoising steps that are standardised apart; `None`: all steps together.
+            across_steps: the site at every step that was kept, side by side, as `site@step`; for `activations` of the
+                same setting.
 
         Raises:
             SiteError: a site that was not harvested.
-            ShapeError: bins that name a step twice or leave one out; a bin without rows, or without variance.
+            ShapeError: bins that name a step twice or leave one out; a bin without rows, or without variance; bins
+            beside
+                `across_steps`.
         """
         names = self.checked(sites)
+        if across_steps:
+            return self._across_steps(names, bins)
         sets = [list(range(self.steps))] if bins is None else [list(b) for b in bins]
         if sorted(step for one in sets for step in one) != list(range(self.steps)):
             raise ShapeError(f"Bins {sets} must name each of the steps 0 to {self.steps - 1} once.")
@@ -255,11 +264,32 @@ class Store:
             moments, names, [self.widths[site] for site in names], None if bins is None else sets
         )
 
+    def _across_steps(self, names: Sequence[str], bins: Any) -> Standardisation:
+        if bins is not None:
+            raise ShapeError("Across steps there are no bins of steps; leave `bins` out.")
+        columns, scales, sites, widths = [], [], [], []
+        for site in names:
+            each = self._moments(site)
+            for step in self.kept_steps:
+                one = Moments(*(part[step : step + 1] for part in (each.count, each.total, each.squares)))
+                standard = Standardisation.from_moments(one)
+                columns.append(standard.mean)
+                scales.append(standard.scale)
+                sites.append(f"{site}@{step}")
+                widths.append(self.widths[site])
+        return Standardisation(torch.cat(columns, 1), torch.cat(scales, 1), sites, widths)
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """The denoising steps whose activations were kept."""
+        return sorted(set(self._tensor(self.shards[0], "label.step").tolist())) if self.shards else []
+
     def activations(
         self,
         *read: str,
         write: Sequence[str] | None = None,
         bins: Sequence[Sequence[int]] | None = None,
+        across_steps: bool = False,
     ) -> StoredActivations:
         """Rows to train a dictionary on, read as they are needed.
 
@@ -267,11 +297,19 @@ class Store:
             read: sites whose activations are read, side by side; the only one, if not given.
             write: sites that are to be reconstructed from them; those that are read, if not given.
             bins: as in `standardisation`.
+            across_steps: a row is a picture's cell, with its activations at all steps that were kept side by side:
+            what a
+                crosscoder over steps is trained on.
 
         Raises:
             SiteError: a site that was not harvested.
+            ShapeError: bins, or sites to write, beside `across_steps`.
         """
-        return StoredActivations(self, self.checked(read), None if write is None else self.checked(write), bins)
+        if across_steps and (bins is not None or write is not None):
+            raise ShapeError("Across steps a row has all steps and writes what it reads; leave `bins` and `write` out.")
+        steps = len(self.kept_steps) if across_steps else 1
+        written = None if write is None else self.checked(write)
+        return StoredActivations(self, self.checked(read), written, bins, steps)
 
     def checked(self, sites: Sequence[str]) -> tuple[str, ...]:
         """Names of sites that were harvested; the only one, of none.
@@ -330,8 +368,9 @@ class StoredActivations:
         read: tuple[str, ...],
         write: tuple[str, ...] | None,
         bins: Sequence[Sequence[int]] | None,
+        steps: int = 1,
     ) -> None:
-        self.store, self.read, self.write, self.bins = store, read, write, bins
+        self.store, self.read, self.write, self.bins, self.steps = store, read, write, bins, steps
         self._starts = torch.tensor([0, *(shard.rows for shard in store.shards)]).cumsum(0)
         self._bin = None
         if bins is not None:
@@ -343,14 +382,22 @@ class StoredActivations:
     @property
     def mark(self) -> str:
         """As `Activations.mark`."""
-        about = [self.read, self.write, self.bins, [shard.sha256 for shard in self.store.shards]]
+        about = [self.read, self.write, self.bins, self.steps, [shard.sha256 for shard in self.store.shards]]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.store) // self.steps
 
     def batch(self, rows: Int[Tensor, "row"]) -> Batch:
         """As `Activations.batch`, in the type that the store keeps."""
+        if self.steps > 1:  # steps are innermost
+            every = (rows[:, None] * self.steps + torch.arange(self.steps)).flatten()
+            x = self._rows(every).x.view(len(rows), self.steps, -1)
+            widths = [self.store.widths[site] for site in self.read]
+            return Batch(torch.cat([part.flatten(1) for part in x.split(widths, dim=2)], 1))
+        return self._rows(rows)
+
+    def _rows(self, rows: Tensor) -> Batch:
         where = torch.searchsorted(self._starts, rows, right=True) - 1
         parts = [(int(s), (where == s).nonzero()[:, 0]) for s in where.unique()]
         bins = None if self._bin is None else self._bin[rows]

@@ -1,4 +1,4 @@
-"""Dictionaries with a given number of latents: per row (TopK), on average (BatchTopK), and in nested prefixes (Matryoshka).
+"""Dictionaries with a given number of latents: per row (TopK), on average (BatchTopK), in nested prefixes (Matryoshka).
 
 | kind | in training | in use |
 |---|---|---|
@@ -8,9 +8,9 @@
 
 What a choice takes up passes through a ReLU, so a negative pre-activation among the k largest is an entry of value 0.
 
-Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (arXiv:2406.04093), §2.3 and appendix A; Bussmann,
-Leask, Nanda 2024, "BatchTopK Sparse Autoencoders" (arXiv:2412.06410); Bussmann, Nabeshima, Karvonen, Nanda 2025,
-"Learning Multi-Level Features with Matryoshka Sparse Autoencoders" (arXiv:2503.17547).
+Sources: Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (arXiv:2406.04093), §2.3 and appendix A;
+Bussmann, Leask, Nanda 2024, "BatchTopK Sparse Autoencoders" (arXiv:2412.06410); Bussmann, Nabeshima, Karvonen, Nanda
+2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders" (arXiv:2503.17547).
 """
 
 from __future__ import annotations

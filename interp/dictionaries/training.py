@@ -1,12 +1,12 @@
 """Train a dictionary on rows of activations.
 
-Per step: a batch in random order, standardised; the dictionary's own loss; Adam; atoms back to unit length. What moves an
-atom along itself is taken out of its gradient first, because the length is fixed. Latents that have not been on for
+Per step: a batch in random order, standardised; the dictionary's own loss; Adam; atoms back to unit length. What moves
+an atom along itself is taken out of its gradient first, because the length is fixed. Latents that have not been on for
 long are *dead*: the loss of some kinds lets them learn what is left over (`revival`), and `resample_every` begins them
 anew along rows that are explained badly, for any kind.
 
-A training is a function of the dictionary, the rows and `Training`: with a checkpoint it can be killed at any moment and
-goes on to the same curve, bit for bit on one machine.
+A training is a function of the dictionary, the rows and `Training`: with a checkpoint it can be killed at any moment
+and goes on to the same curve, bit for bit on one machine.
 
 Sources: Gao et al. 2024 (arXiv:2406.04093), appendix A (gradient along the atoms, learning rate, dead latents); Bricken
 et al. 2023, "Towards Monosemanticity" (resampling).
@@ -68,7 +68,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.dead_after, self.resample_every or 1) < 1:
+        if min(self.steps, self.batch, self.dead_after, 1 if self.resample_every is None else self.resample_every) < 1:
             raise InterpError(
                 f"steps={self.steps}, batch={self.batch}, dead_after={self.dead_after}, "
                 f"resample_every={self.resample_every}: each is at least 1."
@@ -299,8 +299,8 @@ class _Trainer:
             raise LoadError(f"{file} is damaged ({error}); delete it to start over.") from error
         if about.get("mark") != mark:
             raise InterpError(
-                f"{file} is the checkpoint of another training (other rows, dictionary or settings); give another file, "
-                "or delete it."
+                f"{file} is the checkpoint of another training (other rows, dictionary or settings); give another "
+                "file, or delete it."
             )
         for name, p in self.parameters.items():
             p.copy_(found[f"parameter.{name}"])

@@ -1,12 +1,13 @@
 """Products with sparse codes, forward and backward, that touch only the entries that are there.
 
-A batch of codes is a list of *entries*: entry e says that latent `latents[e]` is on with `values[e]`; the entries of row
-r are those from `offsets[r]` to `offsets[r + 1]`. With n entries and atoms of width d, each operation below reads n · d
-numbers, where a dense product reads rows · latents · d: at 32 of 4,608 latents, a hundred and forty times as many.
+A batch of codes is a list of *entries*: entry e says that latent `latents[e]` is on with `values[e]`; the entries of
+row r are those from `offsets[r]` to `offsets[r + 1]`. With n entries and atoms of width d, each operation below reads
+n · d numbers, where a dense product reads rows · latents · d: at 32 of 4,608 latents, a hundred and forty times as
+many.
 
 All four are one primitive, a weighted sum of rows of a matrix (`embedding_bag`), or its transpose, a product of two
-rows. On the CPU it is faster than compressed-row products of torch (which go through MKL), and several times faster than
-gathering rows (`index_add`, `bmm`), which writes them out first.
+rows. On the CPU it is faster than compressed-row products of torch (which go through MKL), and several times faster
+than gathering rows (`index_add`, `bmm`), which writes them out first.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from interp.dictionaries.training import Training, TrainingResult, train
 from interp.errors import InterpError, LoadError, ShapeError
 
 QUICK = Training(steps=250, batch=256, learning_rate=1e-2, dead_after=5000, resample_every=50)
-SHORT = Training(steps=12, batch=256, learning_rate=3e-3, dead_after=600, resample_every=4, seed=3)
+SHORT = Training(steps=12, batch=16, learning_rate=3e-3, dead_after=16, resample_every=4, seed=3)
 
 
 def matched(dictionary, planted):
@@ -48,16 +48,7 @@ def test_in_rows_of_the_same_covariance_without_directions_none_are_found(plante
 def test_a_killed_training_goes_on_to_the_same_curve(kind, planted, tmp_path, monkeypatch):
     rows = InMemory(planted.x[:1000])
 
-    def made():
-        d = MAKERS[kind](planted.read)
-        with torch.no_grad():
-            if kind == "matching_pursuit":
-                d.atoms[4:8] = d.atoms[:4]  # of two equal ones the first is chosen
-            else:
-                d.bias[:4] = -100.0
-        return d
-
-    whole = made()
+    whole = MAKERS[kind](planted.read)
     result = train(whole, rows, SHORT)
     assert float(result.data["dead"].max()) > 0  # so that reviving and resampling have their part in what is compared
 
@@ -75,9 +66,9 @@ def test_a_killed_training_goes_on_to_the_same_curve(kind, planted, tmp_path, mo
 
     for end in (5, 9):
         with pytest.raises(Killed):
-            train(made(), rows, SHORT, progress=until(end), checkpoint=tmp_path / "state", every=2)
+            train(MAKERS[kind](planted.read), rows, SHORT, progress=until(end), checkpoint=tmp_path / "state", every=2)
     started = []
-    resumed = made()
+    resumed = MAKERS[kind](planted.read)
     again = train(resumed, rows, SHORT, checkpoint=tmp_path / "state", every=2,
                   progress=lambda items, _: started.append(items[0]) or items)  # fmt: skip
     assert started == [8]
@@ -129,7 +120,7 @@ def test_resampling_begins_dead_latents_anew_along_what_is_explained_badly(plant
     d = TopK(planted.read, LATENTS, 2, aux=0)
     with torch.no_grad():
         d.bias[:20] = -100.0  # never on
-    train(d, InMemory(planted.x), Training(steps=20, batch=512, learning_rate=1e-4, dead_after=4096, resample_every=9))
+    train(d, InMemory(planted.x), Training(steps=12, batch=512, learning_rate=1e-4, dead_after=4096, resample_every=9))
     assert (d.bias[:20] > -1).all()
     living = d.encoder[20:].norm(dim=1).mean()
     torch.testing.assert_close(d.encoder[:20].norm(dim=1), (0.2 * living).expand(20), rtol=0.05, atol=0)
