@@ -237,7 +237,7 @@ class LinearDictionary(Dictionary, ABC):
             choose: the (row, latent) pairs of a part of z, sorted by row.
             at_once: give `choose` all rows at once, and not as many as a cache holds.
         """
-        centred = self.centred(x)
+        centred = self.centred(x).detach()
         part = len(x) if at_once else max(1, CHUNK_BYTES // (self.n_latents * x.element_size()))
         rows, latents, values = [], [], []
         with torch.no_grad():
@@ -252,7 +252,8 @@ class LinearDictionary(Dictionary, ABC):
             row, latent = torch.cat([*rows, none]), torch.cat([*latents, none])
             offsets = F.pad(torch.bincount(row, minlength=len(x)).cumsum(0), (1, 0))
         known = torch.cat([*values, x.new_zeros(0)])
-        z = sparse_encode(known, latent, offsets, centred, self.encoder, self.bias)
+        centre = self.offset if self.autoencodes else None
+        z = sparse_encode(known, latent, offsets, x, self.encoder, self.bias, centre)
         if self.conditioned:
             assert bins is not None
             z = z * self.log_gain[bins[row], latent].exp() + self.shift[bins[row], latent]

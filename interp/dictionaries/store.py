@@ -205,8 +205,9 @@ class Store:
 
         Raises:
             InterpError: a label that rows do not have.
+            ShapeError: a store without rows.
         """
-        return torch.cat([self._tensor(shard, f"label.{name}") for shard in self.shards]).long()
+        return torch.cat([self._tensor(shard, f"label.{name}") for shard in self._some()]).long()
 
     def extra(self, name: str) -> Tensor:
         """What belongs to the inputs: `pictures`, `masks` … of all shards, one after the other.
@@ -214,7 +215,7 @@ class Store:
         Raises:
             InterpError: nothing of this name.
         """
-        return torch.cat([self._tensor(shard, f"extra.{name}") for shard in self.shards])
+        return torch.cat([self._tensor(shard, f"extra.{name}") for shard in self._some()])
 
     def texts(self, name: str) -> list[Any]:
         """Texts, prompts, factors … of all shards, one after the other.
@@ -282,7 +283,7 @@ class Store:
     @property
     def kept_steps(self) -> list[int]:
         """The denoising steps whose activations were kept."""
-        return sorted(set(self._tensor(self.shards[0], "label.step").tolist())) if self.shards else []
+        return sorted(set(self._tensor(self._some()[0], "label.step").tolist()))
 
     def activations(
         self,
@@ -327,13 +328,16 @@ class Store:
         return tuple(sites)
 
     def _moments(self, site: str) -> Moments:
-        if not self.shards:
-            raise ShapeError(f"{self.folder} holds no rows.")
         parts = [
             Moments(*(self._tensor(shard, f"{part}.{site}") for part in ("count", "total", "squares")))
-            for shard in self.shards
+            for shard in self._some()
         ]
         return sum(parts[1:], parts[0])
+
+    def _some(self) -> list[Shard]:
+        if not self.shards:
+            raise ShapeError(f"{self.folder} holds no rows.")
+        return self.shards
 
     def _opened(self, shard: Shard) -> Any:
         from safetensors import SafetensorError, safe_open

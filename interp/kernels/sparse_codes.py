@@ -47,13 +47,15 @@ def sparse_encode(
     x: Float[Tensor, "row width"],
     weight: Float[Tensor, "latent width"],
     bias: Float[Tensor, "latent"],
+    centre: Float[Tensor, "width"] | None = None,
 ) -> Float[Tensor, "entry"]:
-    """Give entries of `x @ weight.T + bias` that are known already their gradients.
+    """Give entries of `(x - centre) @ weight.T + bias` that are known already their gradients.
 
-    Choosing the entries takes a dense product, which is done before, without a graph; their gradients by `x`, `weight`
-    and `bias` take only the entries. `values` are handed on as they are, and get no gradient themselves.
+    Choosing the entries takes a dense product, which is done before, without a graph; their gradients by `x`, `weight`,
+    `bias` and `centre` take only the entries, and that by `centre` (the same for all rows) not even these. `values` are
+    handed on as they are, and get no gradient themselves. `None`: a centre of 0.
     """
-    return _Encode.apply(values, latents, offsets, x, weight, bias)  # pyright: ignore[reportReturnType]
+    return _Encode.apply(values, latents, offsets, x, weight, bias, centre)  # pyright: ignore[reportReturnType]
 
 
 def _weighted_rows(matrix: Tensor, places: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -97,17 +99,27 @@ class _Decode(torch.autograd.Function):
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, latents: Tensor, offsets: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+        ctx: Any,
+        values: Tensor,
+        latents: Tensor,
+        offsets: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        centre: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(latents, offsets, x, weight)
+        ctx.save_for_backward(latents, offsets, x, weight, centre)
         return values.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        latents, offsets, x, weight = ctx.saved_tensors
-        wants = ctx.needs_input_grad
+        latents, offsets, x, weight, centre = ctx.saved_tensors
+        wants, by_weight = ctx.needs_input_grad, None
         by_x = _weighted_rows(weight, latents, offsets, grad) if wants[3] else None
-        by_weight = _summed_by_latent(x, grad, latents, offsets, len(weight)) if wants[4] else None
-        by_bias = grad.new_zeros(len(weight)).index_add_(0, latents, grad) if wants[5] else None
-        return None, None, None, by_x, by_weight, by_bias
+        if wants[4]:
+            seen = x if centre is None else x - centre
+            by_weight = _summed_by_latent(seen, grad, latents, offsets, len(weight))
+        by_bias = grad.new_zeros(len(weight)).index_add_(0, latents, grad)
+        by_centre = -(by_bias @ weight) if wants[6] else None
+        return None, None, None, by_x, by_weight, by_bias if wants[5] else None, by_centre

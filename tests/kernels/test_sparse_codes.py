@@ -46,18 +46,21 @@ def test_decode_and_its_gradients_are_the_dense_ones(counts, dtype, tolerance):
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-def test_encode_has_the_gradients_of_the_dense_product(counts):
+@pytest.mark.parametrize("centred", [True, False])
+def test_encode_has_the_gradients_of_the_dense_product(counts, centred):
     latents, offsets, generator = entries(2, counts)
-    x, weight, bias = (
+    x, weight, bias, centre = leaves = [
         torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
-        for shape in ((ROWS, WIDTH), (LATENTS, WIDTH), (LATENTS,))
-    )
-    expected = (x @ weight.T + bias)[rows_of(offsets), latents]
-    out = sparse_encode(expected.detach(), latents, offsets, x, weight, bias)
+        for shape in ((ROWS, WIDTH), (LATENTS, WIDTH), (LATENTS,), (WIDTH,))
+    ]
+    if not centred:
+        leaves, centre = leaves[:3], None
+    expected = ((x if centre is None else x - centre) @ weight.T + bias)[rows_of(offsets), latents]
+    out = sparse_encode(expected.detach(), latents, offsets, x, weight, bias, centre)
     assert torch.equal(out, expected)
     direction = torch.randn(len(latents), dtype=torch.float64, generator=generator)
-    found = torch.autograd.grad((out * direction).sum(), (x, weight, bias))
-    wanted = torch.autograd.grad((expected * direction).sum(), (x, weight, bias))
+    found = torch.autograd.grad((out * direction).sum(), leaves)
+    wanted = torch.autograd.grad((expected * direction).sum(), leaves)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
