@@ -92,7 +92,8 @@ def finetune(
     if min(steps, batch) < 1 or not 0 <= first < context:
         raise InterpError(f"steps={steps}, batch={batch}, first={first}, context={context}: too small.")
     site = model.check(dictionary.read.sites[0])
-    if (width := (model.heads_of(site) or 1) * (model.width_of(site) or 0)) != dictionary.read.width:
+    heads = 1 if site.head is not None else model.heads_of(site) or 1
+    if (width := heads * (model.width_of(site) or 0)) != dictionary.read.width:
         raise ShapeError(f"{site} of {model.name} is {width} wide, the dictionary {dictionary.read.width}.")
     pieces = _pieces(model, texts, context)
     parameters = list(dictionary.parameters())

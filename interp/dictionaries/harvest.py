@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from interp.dictionaries.store import Store
 from interp.errors import InterpError, PairError, SiteError
 from interp.interventions.captured import DenoisingRun
 from interp.interventions.checkpoint import fingerprint
-from interp.interventions.denoise import denoise
+from interp.interventions.denoise import Denoising, denoise
 from interp.interventions.edits import When
 from interp.interventions.run import run
 from interp.models.denoiser import Denoiser, Sampling
@@ -83,7 +84,7 @@ def harvest_texts(
     plan = _text_shards([len(ids) - first for _, _, ids in pieces])
     if not plan:
         raise InterpError(f"No text has a token at position {first} or behind; there is nothing to keep.")
-    widths = {str(site): (model.heads_of(site) or 1) * (model.width_of(site) or 0) for site in found}
+    widths = {str(site): _width(model, site) for site in found}
     about = {
         "model": model.name, "weights": model.weights_hash, "inputs": "texts", "n_inputs": len(texts),
         "context": context, "first": first,
@@ -104,7 +105,8 @@ def harvest_texts(
             for name, label in (("text", text), ("position", start), ("token", prompts.ids.cpu())):
                 parts[name].append(label[keep.cpu()])
         whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        store.append({site: whole.pop(site) for site in widths}, whole)
+        if not store.append({site: whole.pop(site) for site in widths}, whole, max_bytes=max_bytes):
+            break
     return _ended(store, len(plan))
 
 
@@ -151,7 +153,7 @@ def harvest_pictures(
     grids = {model.grid_of(site, sampling) for site in found}
     if len(grids) > 1:
         raise SiteError(f"Sites of different grids, {sorted(grids)}, have no common rows; harvest them apart.")
-    widths = {str(site): (model.heads_of(site) or 1) * model.width_of(site) for site in found}
+    widths = {str(site): _width(model, site) for site in found}
     shapes = _is_shapes(model)
     about = {
         "model": model.name, "weights": model.weights_hash, "inputs": "pictures", "n_inputs": len(sampling),
@@ -162,17 +164,12 @@ def harvest_pictures(
 
         about["concepts"] = list(SHAPES_CONCEPTS)
     asked = [sampling.prompts, sampling.negative, sampling.seeds, dict(sampling.options)]
-    store = _begun(folder, about, [asked, about], widths, dtype, sampling.steps)
+    steps = len(Denoising(model, sampling.select([0]), [()]).schedule.timesteps)  # some schedulers add one
+    store = _begun(folder, about, [asked, about], widths, dtype, steps)
     plan = [range(i, min(i + PICTURES, len(sampling))) for i in range(0, len(sampling), PICTURES)]
-    last: int | None = None
     for shard in progress(plan[len(store.shards) :], f"{len(sampling)} pictures"):
-        if last is not None and _exceeds(store, last, max_bytes):
-            break
         made = denoise(model, sampling.select(shard), (), found, when=when)
         x, labels = _cells(made, found, shard.start)
-        last = len(labels["picture"])
-        if _exceeds(store, last, max_bytes):
-            break
         assert made.images is not None
         pictures = as_bytes(made.images)
         extra = {"pictures": torch.from_numpy(pictures)}
@@ -183,7 +180,8 @@ def harvest_pictures(
             extra["masks"] = torch.from_numpy(seen_masks(pictures).masks)
         if factors is not None:
             texts["factors"] = [factors[i] for i in shard]
-        store.append(x, labels, extra, texts)
+        if not store.append(x, labels, extra, texts, max_bytes=max_bytes):
+            break
     return _ended(store, len(plan))
 
 
@@ -196,6 +194,12 @@ def _refuse(sites: Sequence[Site]) -> None:
     for site in sites:
         if site.part in ATTENTION_PARTS:
             raise SiteError(f"{site}: scores and patterns have no fixed width, so no dictionary; take what they write.")
+
+
+def _width(model: LanguageModel | Denoiser, site: Site) -> int:
+    """Channels of a row: of all heads side by side, or of the one that the site names."""
+    heads = 1 if site.head is not None else model.heads_of(site) or 1
+    return heads * (model.width_of(site) or 0)
 
 
 def _begun(
@@ -300,8 +304,6 @@ def _sampling(
     if scenes and len(scenes) < len(inputs):
         raise PairError("Give prompts or scenes, not both.")
     prompts = [full_caption(scene) for scene in scenes] if scenes else list(inputs)
-    from dataclasses import replace
-
     sampling = model.sampling(prompts, seeds=0, **settings)
     sampling = replace(sampling, seeds=tuple(range(seed, seed + len(sampling))))
     return sampling, [factors_of(scene) for scene in scenes] if scenes else None

@@ -137,14 +137,16 @@ class Store:
         labels: Mapping[str, Tensor],
         extra: Mapping[str, Tensor] | None = None,
         texts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write one shard.
+        max_bytes: int | None = None,
+    ) -> bool:
+        """Write one shard, and say so; not if the store would then exceed `max_bytes`.
 
         Args:
             x: of every site of the store the rows [row, width].
             labels: of every row; `step`, where rows belong to denoising steps.
             extra: tensors that belong to the inputs of the shard.
             texts: JSON-able; the same, for what is no tensor.
+            max_bytes: of all shards together.
 
         Raises:
             ShapeError: activations that are not finite, or not in the type they are kept in (with where).
@@ -161,14 +163,19 @@ class Store:
         for site, rows in kept.items():
             moments = Moments.of(rows, labels.get("step"), self.steps)
             tensors |= {f"{part}.{site}": getattr(moments, part) for part in ("count", "total", "squares")}
+        known = json.dumps(texts or {})
+        size = sum(t.numel() * t.element_size() + 256 for t in tensors.values()) + 2 * len(known)  # with its header
+        if max_bytes is not None and self.bytes + size > max_bytes:
+            return False
         name = f"shard-{len(self.shards):05d}.safetensors"
         with replacing(self.folder / name) as temporary:
-            save_file(tensors, temporary, {"texts": json.dumps(texts or {})})
+            save_file(tensors, temporary, {"texts": known})
             with temporary.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = temporary.stat().st_size
         self.shards.append(Shard(name, len(next(iter(kept.values()))), size, digest))
         self._write_index()
+        return True
 
     def finish(self, how: str) -> None:
         """Say that the harvest has ended, and how."""
