@@ -11,6 +11,9 @@ encoder's product and torch's search for the k largest pre-activations, which no
     eai-sparsify      `SparseCoder` and Adam, with its decoder's projection and normalisation; no Triton, as on any CPU
     dictionary_learning   `TopKTrainer.update`
 
+Processor seconds (over all threads) stand beside, for machines that others use too: with one thread they are what the
+step takes on an idle one.
+
 No latent is dead, so no auxiliary loss runs anywhere. Peers that are not installed are left out (see README.md for an
 environment that has them).
 """
@@ -26,7 +29,7 @@ from collections.abc import Callable
 import torch
 import typer
 from report import machine, report
-from timing import seconds, set_threads
+from timing import processor_seconds, set_threads
 
 from interp.dictionaries.activations import InMemory
 from interp.dictionaries.standardise import Moments, Standardisation
@@ -98,14 +101,19 @@ def dictionary_learning(x: torch.Tensor, latents: int) -> Step:
     return lambda number: trainer.update(number, x)
 
 
+FLOOR = "floor: encoder product and torch.topk"
 CONTENDERS: dict[str, Callable[[torch.Tensor, int], Step]] = {
     "interp": ours,
-    "floor: encoder product and torch.topk": floor,
+    FLOOR: floor,
     "SAELens": lambda x, latents: saelens(x, latents, False),
     "SAELens, sparse codes": lambda x, latents: saelens(x, latents, True),
     "eai-sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
 }
+
+
+def share(medians: dict[str, float], above: str, below: str) -> float | None:
+    return medians[above] / medians[below] if {above, below} <= medians.keys() else None
 
 
 def main(
@@ -133,23 +141,25 @@ def main(
                 steps[name] = make(x, width)
             except ImportError as error:
                 typer.echo(f"{name}: not installed ({error})", err=True)
-        taken: dict[str, list[float]] = {name: [] for name in steps}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for number in range(repeats + 1):
             for name, step in steps.items():
-                _, took = seconds(lambda step=step, number=number: step(number))
+                _, *took = processor_seconds(lambda step=step, number=number: step(number))
                 if number:  # the first one warms up
-                    taken[name].append(took)
-        median = {name: statistics.median(times) for name, times in taken.items()}
+                    taken[name].append((took[0], took[1]))
+        wall, processor = ({n: statistics.median(t[i] for t in times) for n, times in taken.items()} for i in (0, 1))
         for name, times in taken.items():
-            own, bound = median.get("interp"), median.get("floor: encoder product and torch.topk")
             rows.append(
                 {
                     "latents": width,
                     "step of": name,
-                    "seconds, median": round(median[name], 4),
-                    "best": round(min(times), 4),
-                    "times ours": round(median[name] / own, 3) if own else None,
-                    "share of the floor": round(bound / median[name], 3) if bound else None,
+                    "seconds, median": round(wall[name], 4),
+                    "best": round(min(t[0] for t in times), 4),
+                    "times ours": share(wall, name, "interp"),
+                    "floor / it": share(wall, FLOOR, name),
+                    "processor seconds, median": round(processor[name], 4),
+                    "times ours ": share(processor, name, "interp"),
+                    "floor / it ": share(processor, FLOOR, name),
                 }
             )
     load = os.getloadavg()[0]

@@ -93,9 +93,10 @@ def theirs_to_ours(x: torch.Tensor) -> list[dict]:
     ]
     rows, generator = [], torch.Generator().manual_seed(2)
     for sae in made:
+        name = type(sae).__name__
         with torch.no_grad():
-            for name, p in sae.named_parameters():
-                p.add_(0.1 * torch.randn(p.shape, generator=generator).abs() if name == "threshold" else
+            for part, p in sae.named_parameters():
+                p.add_(0.1 * torch.randn(p.shape, generator=generator).abs() if part == "threshold" else
                        0.1 * torch.randn(p.shape, generator=generator))  # fmt: skip
             if sae.cfg.architecture() == "matching_pursuit":
                 sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
@@ -114,7 +115,7 @@ def theirs_to_ours(x: torch.Tensor) -> list[dict]:
                 sae = SAE.load_from_disk(inference)
             codes, out = sae.encode(x), sae(x)
             codes = codes.to_dense() if codes.is_sparse else codes
-            rows.append(row(f"{type(sae).__name__}, written there", d.kind, d.encode(x).dense(), codes, d(x), out))
+            rows.append(row(f"{name}, written there", d.kind, d.encode(x).dense(), codes, d(x), out))
     return rows
 
 

@@ -117,20 +117,18 @@ def test_what_is_written_is_the_same_dictionary_by_saelens_formulas(kind, plante
     torch.testing.assert_close(again(x).detach(), out, atol=5e-5, rtol=1e-4)
 
 
-def by_hand(folder, architecture, seed=3, **cfg):
+def by_hand(folder, like, seed=3, **cfg):
     """A folder as SAELens writes it, with decoder rows of any length."""
     generator = torch.Generator().manual_seed(seed)
     d_in, d_sae = 16, 30
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    shapes |= (
-        {"b_gate": (d_sae,), "b_mag": (d_sae,), "r_mag": (d_sae,)} if architecture == "gated" else {"b_enc": (d_sae,)}
-    )
+    shapes |= {"b_gate": (d_sae,), "b_mag": (d_sae,), "r_mag": (d_sae,)} if like == "gated" else {"b_enc": (d_sae,)}
     w = {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
-    if architecture == "jumprelu":
+    if like == "jumprelu":
         w["threshold"] = torch.randn(d_sae, generator=generator) / 2  # SAELens cuts negative ones off by its ReLU
     save_file(w, folder / "sae_weights.safetensors")
     about = {"d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True}
-    about |= {"normalize_activations": "none", "reshape_activations": "none", "architecture": architecture}
+    about |= {"normalize_activations": "none", "reshape_activations": "none", "architecture": like}
     about |= {"metadata": {"sae_lens_version": "6.54.12", "hook_name": "blocks.5.hook_resid_post"}}
     (folder / "cfg.json").write_text(json.dumps(about | cfg))
 
