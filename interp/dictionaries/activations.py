@@ -53,7 +53,7 @@ class InMemory:
         bins: step bins.
 
     Raises:
-        ShapeError: not as many targets or bins as rows.
+        ShapeError: not as many targets or bins as rows; values that are not finite (with where).
     """
 
     def __init__(
@@ -65,6 +65,9 @@ class InMemory:
         for name, other in (("targets", target), ("bins", bins)):
             if other is not None and len(other) != len(x):
                 raise ShapeError(f"{len(other)} {name} for {len(x)} rows; give one for each.")
+        for name, values in (("Activations", x), ("Targets", target)):
+            if values is not None:
+                check_finite(values, name)
         self.whole = Batch(x, target, bins)
 
     @cached_property
@@ -80,3 +83,15 @@ class InMemory:
         x, target, bins = self.whole.x, self.whole.target, self.whole.bins
         at = rows.to(x.device)
         return Batch(x[at], None if target is None else target[at], None if bins is None else bins[at])
+
+
+def check_finite(x: Float[Tensor, "row width"], name: str = "Activations") -> None:
+    """Refuse rows that are not finite.
+
+    Raises:
+        ShapeError: the first such value, and where it is.
+    """
+    finite = x.isfinite()
+    if not finite.all():
+        row, channel = (int(i) for i in (~finite).nonzero()[0])
+        raise ShapeError(f"{name} are not finite: {float(x[row, channel])} in row {row}, channel {channel}.")

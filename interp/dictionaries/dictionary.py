@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from interp.dictionaries.activations import check_finite
 from interp.dictionaries.codes import Codes, checked_latents
 from interp.dictionaries.standardise import Standardisation
 from interp.errors import InterpError, ShapeError
@@ -92,11 +93,7 @@ class Dictionary(nn.Module, ABC):
             ShapeError: rows of another width, bins that do not fit, or values that are not finite (with where).
         """
         rows = x.reshape(-1, x.shape[-1])
-        if not rows.isfinite().all():
-            row, channel = (int(i) for i in (~rows.isfinite()).nonzero()[0])
-            raise ShapeError(
-                f"Activations are not finite: {float(rows[row, channel])} in row {row}, channel {channel}."
-            )
+        check_finite(rows)
         flat = None if bins is None else bins.reshape(-1)
         return self.code(self.read.apply_to(rows, flat), flat)
 

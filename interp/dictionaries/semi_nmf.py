@@ -153,8 +153,8 @@ class Hierarchy:
     """
 
     neurons: Float[Tensor, "d_mlp feature"]
-    weights: tuple[Float[Tensor, "below above"], ...]
-    codes: Float[Tensor, "row feature"]
+    weights: tuple[Float[Tensor, "_ _"], ...]
+    codes: Float[Tensor, "row coarsest"]
     error: float
 
     def level(self, number: int) -> Float[Tensor, "d_mlp feature"]:

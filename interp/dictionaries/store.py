@@ -151,7 +151,7 @@ class Store:
         Raises:
             ShapeError: activations that are not finite, or not in the type they are kept in (with where).
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         kept = {site: x[site].to(self.dtype) for site in self.widths}
         for site, rows in kept.items():
@@ -163,17 +163,13 @@ class Store:
         for site, rows in kept.items():
             moments = Moments.of(rows, labels.get("step"), self.steps)
             tensors |= {f"{part}.{site}": getattr(moments, part) for part in ("count", "total", "squares")}
-        known = json.dumps(texts or {})
-        size = sum(t.numel() * t.element_size() + 256 for t in tensors.values()) + 2 * len(known)  # with its header
-        if max_bytes is not None and self.bytes + size > max_bytes:
+        data = save(tensors, {"texts": json.dumps(texts or {})})
+        if max_bytes is not None and self.bytes + len(data) > max_bytes:
             return False
         name = f"shard-{len(self.shards):05d}.safetensors"
         with replacing(self.folder / name) as temporary:
-            save_file(tensors, temporary, {"texts": known})
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = temporary.stat().st_size
-        self.shards.append(Shard(name, len(next(iter(kept.values()))), size, digest))
+            temporary.write_bytes(data)
+        self.shards.append(Shard(name, len(next(iter(kept.values()))), len(data), hashlib.sha256(data).hexdigest()))
         self._write_index()
         return True
 

@@ -144,7 +144,7 @@ def train(
 
     Raises:
         InterpError: no rows; a checkpoint of another training.
-        ShapeError: rows that do not fit the dictionary, or are not finite.
+        ShapeError: rows that do not fit the dictionary.
         LoadError: a damaged checkpoint.
     """
     plan = Training() if training is None else training

@@ -95,7 +95,8 @@ def test_a_byte_budget_ends_a_harvest(speaking, tmp_path, small_shards):
     whole = harvest_texts(speaking, TEXTS, SITES, tmp_path / "whole", context=6)
     budget = whole.shards[0].bytes + whole.shards[1].bytes + 2000  # less than a third shard
     store = harvest_texts(speaking, TEXTS, SITES, tmp_path / "part", context=6, max_bytes=budget)
-    assert whole.shards[2].bytes > 2000 and store.shards == whole.shards[:2] and store.bytes <= budget
+    assert whole.shards[2].bytes > 2000
+    assert store.shards == whole.shards[:2] and store.bytes <= budget
     assert store.about["ended"] == f"byte budget, after 2 of {len(whole.shards)} shards"
     with pytest.raises(InterpError, match="smaller than the first shard"):
         harvest_texts(speaking, TEXTS, SITES, tmp_path / "none", max_bytes=100)

@@ -196,5 +196,7 @@ def test_no_rows(planted):
         train(TopK(planted.read, LATENTS, 3), InMemory(planted.x[:0]))
     with pytest.raises(ShapeError, match="needed are rows of 16"):
         train(TopK(planted.read, LATENTS, 3), InMemory(planted.x[:, :4]))
+    with pytest.raises(ShapeError, match="Activations are not finite: nan in row 2, channel 0"):
+        InMemory(planted.x[:3].clone().index_put((torch.tensor(2), torch.tensor(0)), torch.tensor(torch.nan)))
     with pytest.raises(ShapeError, match="2 bins for 3 rows"):
         InMemory(planted.x[:3], None, torch.zeros(2, dtype=torch.long))
