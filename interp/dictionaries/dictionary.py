@@ -300,6 +300,12 @@ class LinearDictionary(Dictionary, ABC):
         return z * self.log_gain[bins].exp() + self.shift[bins]
 
 
+def above(z: Float[Tensor, "row latent"], threshold: Float[Tensor, "*latent"]) -> tuple[Tensor, Tensor]:
+    """Row and latent of every pre-activation that is above a threshold, row by row."""
+    row, latent = (z > threshold).nonzero(as_tuple=True)
+    return row, latent
+
+
 def unexplained(error: Float[Tensor, "row width"]) -> Float[Tensor, ""]:
     """‖x − x̂‖² per channel of standardised rows, whose variance per channel is 1."""
     return error.square().mean()

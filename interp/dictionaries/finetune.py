@@ -81,8 +81,7 @@ def finetune(
 
     Raises:
         InterpError: a dictionary of several sites or step bins, or one that writes another site than it reads; steps
-        or a
-            batch below 1.
+            or a batch below 1.
         SiteError: a site that the model does not have.
         ShapeError: a dictionary of another width.
         PairError: no text of `context` tokens.

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.dictionary import LinearDictionary, Loss, unexplained
+from interp.dictionaries.dictionary import LinearDictionary, Loss, above, unexplained
 from interp.dictionaries.jumprelu import checked_sparsity, warmed
 from interp.dictionaries.standardise import Standardisation
 
@@ -53,7 +53,7 @@ class Gated(LinearDictionary):
 
     def code(self, x: Float[Tensor, "row width"], bins: Int[Tensor, "row"] | None = None) -> Codes:
         """As `Dictionary.code`."""
-        gate = self.entries(x, None, lambda z: (z > 0).nonzero(as_tuple=True))
+        gate = self.entries(x, None, lambda z: above(z, torch.zeros(())))
         values = self._magnitude(gate.values - self.bias[gate.latents], gate.latents)
         return Codes(values, gate.latents, gate.offsets, self.n_latents)
 

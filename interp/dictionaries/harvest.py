@@ -132,8 +132,7 @@ def harvest_pictures(
 
     Args:
         inputs: prompts, one picture each, picture i from the noise of seed `seed` + i; scenes of the shapes world,
-        which
-            are asked for by their captions; or a finished sampling.
+            which are asked for by their captions; or a finished sampling.
         sites: with a map of one value per cell and channel; all of the same grid.
         when: steps and branches to keep; by default all steps of the conditional branch.
         **settings: of the sampling: `steps`, `guidance`, `negative` … as in `Denoiser.sampling`.
@@ -314,13 +313,12 @@ def _cells(
 ) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, "row"]]]:
     """Rows (picture, branch, cell, step) of every site, and their labels."""
     x = {}
-    shape: tuple[int, ...] = ()
     for site in sites:
         ordered = made[site].permute(2, 1, 3, 0, *range(4, made[site].ndim))
-        shape = tuple(ordered.shape[:4])
         x[str(site)] = ordered.flatten(4).flatten(0, 3).cpu()
+    rows, cells = made[sites[0]].shape[2:4]
     steps = torch.tensor(made.steps)
     branches = torch.tensor([0 if branch is Branch.COND else 1 for branch in made.branches])
-    values = (torch.arange(first, first + shape[0]), branches, torch.arange(shape[2]), steps)
+    values = (torch.arange(first, first + rows), branches, torch.arange(cells), steps)
     grid = torch.meshgrid(*values, indexing="ij")
     return x, {name: g.flatten() for name, g in zip(("picture", "branch", "cell", "step"), grid, strict=True)}

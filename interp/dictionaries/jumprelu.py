@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.dictionary import LinearDictionary, Loss, unexplained
+from interp.dictionaries.dictionary import LinearDictionary, Loss, above, unexplained
 from interp.dictionaries.standardise import Standardisation
 from interp.errors import InterpError
 
@@ -65,7 +65,7 @@ class JumpReLU(LinearDictionary):
     def code(self, x: Float[Tensor, "row width"], bins: Int[Tensor, "row"] | None = None) -> Codes:
         """As `Dictionary.code`."""
         threshold = self.log_threshold.detach().exp()
-        return self.entries(x, bins, lambda z: (z > threshold).nonzero(as_tuple=True))
+        return self.entries(x, bins, lambda z: above(z, threshold))
 
     def loss(
         self,

@@ -105,8 +105,7 @@ def read_saelens(folder: str | Path) -> Dictionary:
 
     Raises:
         LoadError: no such folder, or a damaged one; an architecture that is not known here; a normalisation that
-        depends
-            on the activation.
+            depends on the activation.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -181,11 +180,12 @@ def _site(hook: Any) -> str:
 
 def _hook(sites: tuple[str, ...]) -> dict[str, Any]:
     """How SAELens is told the site: by TransformerLens's name, where it has one."""
-    if len(sites) > 1:
+    if len(sites) != 1:
         return {"reshape_activations": "none", "metadata": {"hook_name": None, "interp_sites": list(sites)}}
+    (own,) = sites
     try:
-        site = Site.parse(sites[0])
+        site = Site.parse(own)
         name, heads = site.lens_name, site.part == "z"
     except SiteError:
-        name, heads = sites[0], False
+        name, heads = own, False
     return {"reshape_activations": "hook_z" if heads else "none", "metadata": {"hook_name": name}}

@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -260,7 +260,8 @@ def _start(x: Tensor, rank: int, start: str, seed: int) -> tuple[Tensor, Tensor]
     if start == "k-means":
         from sklearn.cluster import KMeans
 
-        found = KMeans(rank, n_init=1, max_iter=15, random_state=seed).fit(x.cpu().double().numpy())
+        kind: Any = KMeans  # whose annotations know no number for n_init
+        found = kind(rank, n_init=1, max_iter=15, random_state=seed).fit(x.cpu().double().numpy())
         which = torch.from_numpy(found.labels_).long()
         # Not exactly 0, from which the update by factors could never leave.
         return torch.from_numpy(found.cluster_centers_).T.to(x), F.one_hot(which, rank).to(x) + 0.2

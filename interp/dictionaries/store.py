@@ -248,8 +248,7 @@ class Store:
         Raises:
             SiteError: a site that was not harvested.
             ShapeError: bins that name a step twice or leave one out; a bin without rows, or without variance; bins
-            beside
-                `across_steps`.
+                beside `across_steps`.
         """
         names = self.checked(sites)
         if across_steps:
@@ -302,8 +301,7 @@ class Store:
             write: sites that are to be reconstructed from them; those that are read, if not given.
             bins: as in `standardisation`.
             across_steps: a row is a picture's cell, with its activations at all steps that were kept side by side:
-            what a
-                crosscoder over steps is trained on.
+                what a crosscoder over steps is trained on.
 
         Raises:
             SiteError: a site that was not harvested.
@@ -382,8 +380,8 @@ class StoredActivations:
         self._bin = None
         if bins is not None:
             of_step = torch.empty(store.steps, dtype=torch.long)
-            for number, steps in enumerate(bins):
-                of_step[list(steps)] = number
+            for number, one in enumerate(bins):
+                of_step[list(one)] = number
             self._bin = of_step[store.label("step")]
 
     @property

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.dictionary import LinearDictionary, Loss, unexplained
+from interp.dictionaries.dictionary import LinearDictionary, Loss, above, unexplained
 from interp.dictionaries.standardise import Standardisation
 from interp.errors import InterpError, ShapeError
 from interp.kernels.sparse_codes import sparse_decode
@@ -122,7 +122,7 @@ class BatchChosen(LinearDictionary, ABC):
         """
         if self.threshold.isnan():
             raise InterpError("This dictionary has no threshold yet: train it, or call `calibrate`.")
-        return self.entries(x, bins, lambda z: (z > self.threshold).nonzero(as_tuple=True))
+        return self.entries(x, bins, lambda z: above(z, self.threshold))
 
     def batch_code(self, x: Float[Tensor, "row width"], bins: Int[Tensor, "row"] | None = None) -> Codes:
         """Codes as they are in training, each row's latents in ascending order."""

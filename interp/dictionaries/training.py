@@ -317,14 +317,12 @@ class _Trainer:
         """The curve so far."""
         import xarray as xr
 
-        units = dict(
-            zip(
-                _CURVES,
-                ("share of the variance", "share of the variance", "latents per row", "latents", ""),
-                strict=True,
-            )
-        )
-        data = {name: ("step", curve, {"units": units[name]}) for name, curve in self.curves.items()}
+        share = "share of the variance"
+        units = {"loss": share, "unexplained": share, "l0": "latents per row", "dead": "latents", "rate": ""}
+        data = {
+            name: ("step", curve, {"units": unit})
+            for (name, curve), unit in zip(self.curves.items(), units.values(), strict=True)
+        }
         d, n = self.dictionary, len(self.activations)
         record: dict[str, Any] = provenance(
             experiment="training of a dictionary", kind=d.kind, sites=[site or "a site" for site in d.read.sites],

@@ -22,7 +22,8 @@ def topk_latents(x: Float[Tensor, "row width"], k: int) -> tuple[Float[Tensor, "
     rows, width = x.shape
     groups = width // _GROUP
     if width % _GROUP or groups < _GROUPS_PER_ENTRY * k or k == 0:
-        return tuple(x.topk(k, dim=1, sorted=False))
+        whole = x.topk(k, dim=1, sorted=False)
+        return whole.values, whole.indices
     member = x.view(rows, _GROUP, groups)
     group = member.amax(1).topk(k, dim=1, sorted=False).indices
     found = member.gather(2, group[:, None].expand(-1, _GROUP, -1)).flatten(1)
