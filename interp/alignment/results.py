@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure
 
+    from interp.alignment.joint import Aligned
     from interp.alignment.maps import Subspace
 
 FITS = ("task", "shuffled labels", "random model")
@@ -74,6 +75,23 @@ class Alignment(Result):
             raise InterpError(f"Layer {layer}, region {region!r}, rank {rank}: no such cell was searched.") from error
         n = rank * len(self.provenance["variables"])
         return Subspace(torch.from_numpy(columns[:, :n].copy()), (rank,) * len(self.provenance["variables"]))
+
+    def aligned(self, layer: int | None = None, region: str | None = None, rank: int | None = None) -> Aligned:
+        """The variables with the subspace that was found at a place, for `language_abstraction`.
+
+        Layer, region and rank are those of the best cell where they are not given.
+
+        Raises:
+            InterpError: as `basis`.
+        """
+        from interp.alignment.joint import Aligned
+        from interp.alignment.language import Place
+        from interp.models.site import Site
+
+        given = {"layer": layer, "region": region, "rank": rank}
+        at = self.best | {name: value for name, value in given.items() if value is not None}
+        place = Place(Site(self.provenance["part"], at["layer"]), at["region"])
+        return Aligned(tuple(self.provenance["variables"]), place, self.basis(**at))
 
     def summary(self) -> str:
         """The best cell with its controls, the margin, and what was left out."""

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Fitted, Training, answers, fit
-from interp.alignment.language import LanguageContinuation, Place, check_places, right
+from interp.alignment.language import LanguageContinuation, Place, check_places, kept
 from interp.alignment.maps import AlignmentMap, LowRank, Subspace, Whole
 from interp.alignment.results import CONTROLS, FITS, Alignment
-from interp.errors import InterpError, PairError, nearest
+from interp.errors import InterpError, nearest
 from interp.models.language_model import LanguageModel
 from interp.models.reset import reset
 from interp.models.site import Site
@@ -93,7 +93,7 @@ def align(
         ShapeError: a rank above the width.
     """
     _check(task, held_out, controls, ranks)
-    sets = [_kept(model, each, among_answers, only_right) for each in (task, held_out)]
+    sets = [kept(model, each, among_answers, only_right) for each in (task, held_out)]
     train, test = sets
     layers = range(model.n_layers) if layers is None else layers
     regions = train.regions if regions is None else regions
@@ -222,20 +222,6 @@ def _check(task: InterchangeTask, held_out: InterchangeTask, controls: Sequence[
                 f"Example {row} of {held_out.name} is also one of {task.name}: {example.base.text!r}. It is not held "
                 "out; draw the two with split='train' and split='held out'."
             )
-
-
-def _kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only_right: bool) -> EncodedInterchange:
-    encoded = task.encode(model)
-    if not only_right:
-        return encoded
-    rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
-    if len(rows) < 2:
-        raise PairError(
-            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
-            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
-            "easier task (or among_answers=True, or only_right=False)."
-        )
-    return encoded.select(rows.tolist())
 
 
 def _among(train: EncodedInterchange, test: EncodedInterchange) -> Int[Tensor, "answer"]:
