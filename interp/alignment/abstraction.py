@@ -34,7 +34,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.alignment.continuation import Continuation
-from interp.alignment.failures import describe, failure_rates
+from interp.alignment.failures import describe_failures, failure_rates
 from interp.alignment.fit import best
 from interp.alignment.joint import Aligned, check_aligned, joint_outputs
 from interp.errors import InterpError, PairError
@@ -145,7 +145,7 @@ class Abstraction(Result):
         if not failed:
             return f"Holds in all {n} interventions that were tried"
         worst = f", most often exchanging {self.worst} ({float(iia.min()):.3f})" if iia.size > 1 else ""
-        return f"Above the controls for every set; does NOT hold in {failed} of {n} interventions ({failed / n:.1%}){worst}"
+        return f"Above the controls for every set; does NOT hold in {failed} of {n} ({failed / n:.1%}){worst}"
 
     def plot(self) -> Figure:
         """Bars: the IIA of every set of variables, and of all sets alike, beside the controls."""
@@ -325,7 +325,7 @@ def _dataset(
     labels = [[told(int(x)) for x in one.label] for one in examples]
     columns = _columns(causal, examples, labels)
     failed = np.concatenate([values == 0 for values in ways["fitted"] if values is not None])
-    rates, described = failure_rates(columns, failed), describe(columns, failed, seed=seed)
+    rates, described = failure_rates(columns, failed), describe_failures(columns, failed, seed=seed)
     cells, each, share = ("way", "exchanged"), ("exchanged", "example"), {"unit": "share"}
     variables: dict[str, Any] = {
         "correct": ((*cells, "example"), correct), "iia": (cells, iia, share), "low": (cells, low, share),

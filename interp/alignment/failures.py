@@ -1,9 +1,9 @@
 """Where an abstraction fails: on which inputs do a network and its causal model part?
 
 Every intervention is described by *conditions*: the value of a variable on the base or on a source, which variables are
-exchanged, the answer. `failure_rates` counts failures under each, one by one. `describe` looks for the simplest
-conjunction of them under which failures gather, by a shallow decision tree, and gives it only where trees fitted to
-shuffled failures do not predict held-out examples as well.
+exchanged, the answer. `failure_rates` counts failures under each, one by one. `describe_failures` looks for the
+simplest conjunction of them under which failures gather, by a shallow decision tree, and gives it only where trees
+fitted to shuffled failures do not predict held-out examples as well.
 
 When they mislead: conditions go together (a plural base, a label " are"), so that a rate need not be due to its
 condition; and the rates of a description are those of the examples it was found on.
@@ -103,14 +103,14 @@ def failure_rates(columns: Columns, failed: Sequence[bool] | np.ndarray) -> list
         rest = applies & ~holds
         table = [[bad, n - bad], [int(fails[rest].sum()), int((~fails[rest]).sum())]]
         interval = binomtest(bad, n).proportion_ci(method="wilson")
-        ps.append(float(fisher_exact(table).pvalue))
+        ps.append(float(fisher_exact(table)[1]))  # pyright: ignore[reportArgumentType]  (scipy's stubs know no tuple)
         rates.append((words, n, bad, float(interval.low), float(interval.high)))
     adjusted = holm(ps)
     whole = [Rate(*rate, p=float(p)) for rate, p in zip(rates, adjusted, strict=True)]
     return sorted(whole, key=lambda rate: (rate.p, -rate.failed / rate.n))
 
 
-def describe(columns: Columns, failed: Sequence[bool] | np.ndarray, *, seed: int = 0) -> Description | None:
+def describe_failures(columns: Columns, failed: Sequence[bool] | np.ndarray, *, seed: int = 0) -> Description | None:
     """The simplest conjunction under which failures gather; `None` where there is none to be trusted.
 
     Trees of one, two and three levels are judged by their balanced accuracy on examples left out (five folds), beside
@@ -186,18 +186,15 @@ def _score(x: np.ndarray, fails: np.ndarray, depth: int, seed: int) -> float:
 
 
 def _worst_leaf(
-    tree: DecisionTreeClassifier, x: np.ndarray, fails: np.ndarray, names: Sequence[str]
+    tree: DecisionTreeClassifier, x: np.ndarray, fails: np.ndarray, names: list[str]
 ) -> tuple[str, np.ndarray]:
     """The path to the leaf with the highest failure rate, in words, and where it holds."""
     leaves = tree.apply(x)
     worst = max(np.unique(leaves), key=lambda leaf: (fails[leaves == leaf].mean(), (leaves == leaf).sum()))
     row = int(np.flatnonzero(leaves == worst)[0])
     path, inner = tree.decision_path(x[row : row + 1]).indices, tree.tree_
-    parts = [
-        names[inner.feature[node]] if x[row, inner.feature[node]] else _negated(names[inner.feature[node]])
-        for node in path
-        if inner.children_left[node] >= 0
-    ]
+    asked = [int(inner.feature[node]) for node in path if inner.children_left[node] >= 0]
+    parts = [names[i] if x[row, i] else _negated(names[i]) for i in asked]
     return " and ".join(parts), leaves == worst
 
 
