@@ -469,7 +469,7 @@ def abstraction(
     out: Out = None,
     png: Png = None,
 ) -> None:
-    """Does the model compute as a whole causal model does? Every set of its variables exchanged, and where that fails."""
+    """Does the model compute as a whole causal model does? Every set of variables exchanged, and where that fails."""
     import interp
     from interp import alignment
     from interp.progress import bar, silent

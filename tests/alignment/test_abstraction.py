@@ -159,7 +159,7 @@ def test_it_draws_saves_and_loads(right: Abstraction, tmp_path) -> None:
 
 def test_the_interval_of_the_score_is_that_of_its_mean(right: Abstraction, examples) -> None:
     """Sets of unlike size count alike: the score is within its interval, which is as wide as the examples allow."""
-    few = [one for one in exact(examples, broken=True)]
+    few = exact(examples, broken=True)
     found = abstraction(EQUALITY, [UNITS], few, network="by rule", told=told).data.sel(way="fitted")
     score, low, high = (float(found[name]) for name in ("score", "score_low", "score_high"))
     spread = np.sqrt(

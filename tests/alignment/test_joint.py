@@ -70,7 +70,7 @@ def by_hand(model, aligned: list[Aligned], exchanged: tuple[str, ...], task: Enc
         for one in aligned:
             base_at, _ = task.position(one.place.region)
 
-            def edit(_, args, one=one, at=int(base_at[row])):
+            def edit(_, args, one=one, at=int(base_at[row]), source_states=source_states):
                 x = args[0].clone()
                 state = x[0, at].clone()
                 start = 0
