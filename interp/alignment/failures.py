@@ -129,9 +129,7 @@ def describe_failures(columns: Columns, failed: Sequence[bool] | np.ndarray, *, 
     for depth in _DEPTHS:
         score = _score(x, fails, depth, seed)
         if score > 0.5 and (chosen is None or score >= chosen[0] + _DEEPER):
-            shuffler = np.random.default_rng(seed)
-            as_good = sum(_score(x, shuffler.permutation(fails), depth, seed) >= score for _ in range(_SHUFFLES))
-            p = min(1.0, len(_DEPTHS) * (1 + as_good) / (1 + _SHUFFLES))
+            p = _p(score, x, fails, depth, seed)
             chosen = (score, p, depth) if p <= _LEVEL else chosen
     if chosen is None:
         return None
@@ -183,6 +181,16 @@ def _score(x: np.ndarray, fails: np.ndarray, depth: int, seed: int) -> float:
         guess = _tree(depth, len(fails)).fit(x[seen], fails[seen]).predict(x[left_out])
         found.append([(guess == fails[left_out])[fails[left_out] == kind].mean() for kind in (False, True)])
     return float(np.mean(found))
+
+
+def _p(score: float, x: np.ndarray, fails: np.ndarray, depth: int, seed: int) -> float:
+    """That a tree fitted to shuffled failures scores as well, corrected for the depths; above the level, 1."""
+    shuffler, as_good = np.random.default_rng(seed), 0
+    for _ in range(_SHUFFLES):
+        as_good += _score(x, shuffler.permutation(fails), depth, seed) >= score
+        if len(_DEPTHS) * (1 + as_good) > _LEVEL * (1 + _SHUFFLES):
+            return 1.0
+    return len(_DEPTHS) * (1 + as_good) / (1 + _SHUFFLES)
 
 
 def _worst_leaf(
