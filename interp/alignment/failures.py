@@ -93,17 +93,15 @@ def failure_rates(columns: Columns, failed: Sequence[bool] | np.ndarray) -> list
     Raises:
         ShapeError: a column with another number of values than there are examples.
     """
-    from scipy.stats import binomtest, fisher_exact
+    from scipy.stats import binomtest
 
     fails = np.asarray(failed, dtype=bool)
     found = _conditions(columns, len(fails))
     rates, ps = [], []
     for words, (holds, applies) in found.items():
         n, bad = int(holds.sum()), int(fails[holds].sum())
-        rest = applies & ~holds
-        table = [[bad, n - bad], [int(fails[rest].sum()), int((~fails[rest]).sum())]]
         interval = binomtest(bad, n).proportion_ci(method="wilson")
-        ps.append(float(fisher_exact(table)[1]))  # pyright: ignore[reportArgumentType]  (scipy's stubs know no tuple)
+        ps.append(_fisher(fails[holds], fails[applies & ~holds]))
         rates.append((words, n, bad, float(interval.low), float(interval.high)))
     adjusted = holm(ps)
     whole = [Rate(*rate, p=float(p)) for rate, p in zip(rates, adjusted, strict=True)]
@@ -115,7 +113,8 @@ def describe_failures(columns: Columns, failed: Sequence[bool] | np.ndarray, *, 
 
     Trees of one, two and three levels are judged by their balanced accuracy on examples left out (five folds), beside
     99 shuffles of which examples failed. The shallowest that beats them at 0.05, corrected for the three depths, is
-    taken; a deeper one if that is better by 0.05. The conjunction is that of its leaf with the highest failure rate.
+    taken; a deeper one if that is better by 0.05. The conjunction is that of its leaf with the highest failure rate,
+    without conditions that make no difference where the others hold (Fisher's exact test at 0.05).
 
     Raises:
         ShapeError: as `failure_rates`.
@@ -134,8 +133,10 @@ def describe_failures(columns: Columns, failed: Sequence[bool] | np.ndarray, *, 
     if chosen is None:
         return None
     score, p, depth = chosen
-    words, holds = _worst_leaf(_tree(depth, len(fails)).fit(x, fails), x, fails, list(found))
+    kept = _needed(_worst_leaf(_tree(depth, len(fails)).fit(x, fails), x, fails, list(found)), fails)
+    holds = np.logical_and.reduce(list(kept.values()))
     inside, outside = fails[holds], fails[~holds]
+    words = " and ".join(kept)
     return Description(words, len(inside), int(inside.sum()), len(outside), int(outside.sum()), score, p)
 
 
@@ -195,15 +196,37 @@ def _p(score: float, x: np.ndarray, fails: np.ndarray, depth: int, seed: int) ->
 
 def _worst_leaf(
     tree: DecisionTreeClassifier, x: np.ndarray, fails: np.ndarray, names: list[str]
-) -> tuple[str, np.ndarray]:
-    """The path to the leaf with the highest failure rate, in words, and where it holds."""
+) -> dict[str, np.ndarray]:
+    """The path to the leaf with the highest failure rate: by each condition's words, where it holds."""
     leaves = tree.apply(x)
     worst = max(np.unique(leaves), key=lambda leaf: (fails[leaves == leaf].mean(), (leaves == leaf).sum()))
     row = int(np.flatnonzero(leaves == worst)[0])
     path, inner = tree.decision_path(x[row : row + 1]).indices, tree.tree_
     asked = [int(inner.feature[node]) for node in path if inner.children_left[node] >= 0]
-    parts = [names[i] if x[row, i] else _negated(names[i]) for i in asked]
-    return " and ".join(parts), leaves == worst
+    return {names[i] if x[row, i] else _negated(names[i]): x[:, i] == x[row, i] for i in asked}
+
+
+def _needed(conditions: dict[str, np.ndarray], fails: np.ndarray) -> dict[str, np.ndarray]:
+    """Without conditions that make no difference where the others hold, the least important going first."""
+    kept = dict(conditions)
+    while len(kept) > 1:
+        ps = {}
+        for words, holds in kept.items():
+            rest = np.logical_and.reduce([other for name, other in kept.items() if name != words])
+            ps[words] = _fisher(fails[rest & holds], fails[rest & ~holds])
+        least = max(ps, key=lambda words: ps[words])
+        if ps[least] <= _LEVEL:
+            break
+        del kept[least]
+    return kept
+
+
+def _fisher(some: np.ndarray, others: np.ndarray) -> float:
+    """The p of Fisher's exact test that failures are as frequent among some as among others."""
+    from scipy.stats import fisher_exact
+
+    table = [[some.sum(), (~some).sum()], [others.sum(), (~others).sum()]]
+    return float(fisher_exact(table)[1])  # pyright: ignore[reportArgumentType]  (scipy's stubs know no tuple)
 
 
 def _negated(condition: str) -> str:

@@ -51,7 +51,7 @@ class Aligned:
     def __str__(self) -> str:
         where = f"place {self.place}" if isinstance(self.place, int) else str(self.place)
         ranks = " + ".join(map(str, self.map.sizes))
-        return f"{' and '.join(self.variables)} at {where}: {type(self.map).__name__} of rank {ranks}"
+        return f"{' and '.join(self.variables)}: {where}, {type(self.map).__name__} of rank {ranks}"
 
     def whole(self, exchanged: Collection[str]) -> Aligned | None:
         """The exchange of the whole state there; `None` if several of its variables are exchanged."""

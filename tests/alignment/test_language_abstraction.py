@@ -73,7 +73,7 @@ def test_the_report_says_what_stands_where_and_beside_what(found: Abstraction) -
     ]
     assert not np.isnan(found.data["iia"]).any()  # at two places every whole state can be exchanged
     text = repr(found)
-    for piece in ("causal model 'subject number' in tiny-smol", "number at resid_pre", "tense at resid_pre", "'verb'",
+    for piece in ("causal model 'subject number' in tiny-smol", "number: L2.resid_pre at 'subject'", "tense: L1.resid_pre at 'verb', Subspace of rank 9",
                   "number + tense", "every set alike", "kept 18 of 18 examples", "does NOT hold", "answers among the tasks'"):  # fmt: skip
         assert piece.lower() in text.lower(), piece
     assert " ← number of " in str(found.data["words"].values[0, 0])

@@ -64,7 +64,7 @@ def test_nothing_added_flips_nothing(found: NumberFlips) -> None:
 
 def test_the_number_is_read_where_it_stands(speaking, found: NumberFlips) -> None:
     """At layer 0 the state is the digit's embedding: what PLS finds there holds for the same digits elsewhere."""
-    assert float(found.data["correlation"].sel(layer=0)) > 0.9
+    assert float(found.data["correlation"].sel(layer=0)) > 0.7
 
 
 def test_it_draws_saves_and_shows(found: NumberFlips, tmp_path) -> None:
