@@ -359,7 +359,7 @@ def _columns(
         lent = dict(zip(one.exchanged, one.sources, strict=True))
         for name in names:
             of_base[name] += [str(values[name]) for values in known]
-        answer += wanted
+        answer += [label.strip() for label in wanted]
         moved += ["changed" if str(v[causal.output]) != w else "kept" for v, w in zip(known, wanted, strict=True)]
         for variable in aligned:
             values = [causal.run(source) for source in lent[variable]] if variable in lent else None

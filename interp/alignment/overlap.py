@@ -4,8 +4,11 @@ The principal angles of two subspaces with orthonormal bases A and B are the arc
 the smallest first: the angle of the two nearest directions, then of the two nearest among what is orthogonal to these,
 and so on, as many as the smaller rank. 0° is shared, 90° orthogonal.
 
-In few dimensions, or at high ranks, random subspaces are near each other too; hence the band. Subspaces that are blocks
-of one map are orthogonal by construction: compare what was found apart (other searches, layers, seeds).
+In few dimensions, or at high ranks, random subspaces are near each other too; hence the band.
+
+When it misleads: blocks of one map are orthogonal by construction. And a training leaves much of where it started:
+searches with one seed start their first cell from the same subspace, and what they find overlaps for that reason alone.
+Compare what was found from different seeds.
 
 Source: Björck & Golub 1973, doi:10.1090/S0025-5718-1973-0348991-3, as scipy computes them.
 """

@@ -69,15 +69,19 @@ def bars(
     width, top = 760, style.title_height(title, 760)
     style.dress(figure, title, width, height + top + 104)
     figure.update_xaxes(
-        title=f"{style.plain(quantity)} ({style.plain(unit)})", showgrid=True, gridcolor=style.FAINT, zeroline=True
+        title={"text": f"{style.plain(quantity)} ({style.plain(unit)})", "standoff": 10},
+        showgrid=True,
+        gridcolor=style.FAINT,
+        zeroline=True,
     )
     figure.update_yaxes(
         tickvals=list(range(len(groups))),
         ticktext=groups,
         range=[len(groups) - 0.5, -0.5],
         showgrid=False,
-        ticks="",
-        ticksuffix=" ",
+        ticks="outside",
+        ticklen=5,
+        tickcolor="white",
     )
     figure.update_layout(
         bargap=_GAP / (len(names) * _THICK + _GAP), bargroupgap=0, margin={"l": left, "r": 24, "t": top + 34, "b": 60},
