@@ -199,8 +199,8 @@ def auc_interval(
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """How well a score orders two kinds of examples: the area under the ROC curve, with its interval.
 
-    The share of (positive, negative) pairs in which the positive example has the higher score; a tie counts half. 0.5 is
-    no order, 1 perfect order, below 0.5 the wrong way round. The interval draws positives and negatives with
+    The share of (positive, negative) pairs in which the positive example has the higher score; a tie counts half. 0.5
+    is no order, 1 perfect order, below 0.5 the wrong way round. The interval draws positives and negatives with
     replacement, each as many as there are, and expands percentiles as `bootstrap_interval`, for the smaller kind.
     Where no pair is out of order, resampling sees no spread, and both ends are 1; where one kind has a single example,
     there is no interval (NaN).
@@ -264,7 +264,7 @@ def _auc_draws(
     n = int(positive.sum())
     if not 0 < n < len(positive):
         raise PairError(
-            f"{n} of {len(positive)} examples are positive: an AUC compares positive with negative ones, and needs both."
+            f"{n} of {len(positive)} examples are positive: an AUC compares positive with negative ones; it needs both."
         )
     missing = numpy.isnan(array)
     if (missing.any(-1) != missing.all(-1)).any():

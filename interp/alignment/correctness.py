@@ -12,11 +12,11 @@ then a prompt whose answer is wrong should show it there. Two scores ask so, of 
 - *value probing*. A logistic regression on the block's coordinates, fitted to the variable's value on prompts that
   are answered rightly: probe(x, v) = p( v | φ(h_x) ).
 
-Which v? That of the network's **own answer**, the values from which the causal model would conclude what the network says
-of x (no label is needed: if the block does not carry what the answer seems to say, the answer came about some other way);
-the value with the highest probability, whatever it is (**top value**, of the probe); or the **right value**, which
-needs the right answer. Who has that needs no prediction, so those rows stand apart: they say whether errors pass through
-the variable.
+Which v? That of the network's **own answer**: the values from which the causal model would conclude what the network
+says of x. That needs no label; if the block does not carry what the answer seems to say, the answer came about some
+other way. Or the value with the highest probability, whatever it is (**top value**, of the probe). Or the **right
+value**, which takes the right answer to know. Who knows that needs no prediction, so those rows stand apart: they say
+whether errors pass through the variable.
 
 Of the rest the network's own confidence costs nothing: the probability of its answer, the entropy of its distribution,
 the margin between its two best answers. A *correctness probe* is a logistic regression on the whole state, fitted to
@@ -152,8 +152,9 @@ class Values:
         found = {_joint(model, names, setting) for setting in settings}
         if len(found) < 2:
             raise InterpError(
-                f"On the {len(settings)} prompts that the network answers rightly, {' and '.join(names)} always has the "
-                f"value {', '.join(map(str, found)) or 'nothing'}: nothing can be told apart. Take more or other prompts."
+                f"On the {len(settings)} prompts that the network answers rightly, {' and '.join(names)} always has "
+                f"the value {', '.join(map(str, found)) or 'nothing'}: nothing can be told apart. Take more or other "
+                "prompts."
             )
         order = {name: {value: i for i, value in enumerate(model[name].values)} for name in names}
         key = lambda joint: [order[name][value] for name, value in zip(names, joint, strict=True)]  # noqa: E731
@@ -314,7 +315,7 @@ def of_value(table: Float[np.ndarray, "prompt value"], which: Bool[np.ndarray, "
 
 
 def log_odds(log_p: Float[np.ndarray, "prompt value"], which: Bool[np.ndarray, "prompt value"]) -> np.ndarray:
-    """log p(one of these values) − log p(another one); −∞ where there is none, and +∞ where there is no other."""
+    """Log p(one of these values) − log p(another one); −∞ where there is none, and +∞ where there is no other."""
     inside, outside = (np.logaddexp.reduce(np.where(some, log_p, -np.inf), axis=1) for some in (which, ~which))
     return inside - outside
 
