@@ -10,6 +10,7 @@ from interp.alignment.maps import Affine, AlignmentMap, LowRank, Subspace, Whole
 from interp.alignment.masks import Boundless, UnitMask
 from interp.alignment.odds import GYM_METHODS, Gym, causal_gym, gym_tasks
 from interp.alignment.pictures import PictureAlignment, align_pictures
+from interp.alignment.prediction import PREDICTION_CONTROLS, Prediction, predict_correctness
 from interp.alignment.results import CONTROLS, Alignment
 from interp.alignment.revnet import RevNet
 from interp.alignment.search import align
@@ -17,6 +18,7 @@ from interp.alignment.search import align
 __all__ = [
     "CONTROLS",
     "GYM_METHODS",
+    "PREDICTION_CONTROLS",
     "Affine",
     "Alignment",
     "AlignmentMap",
@@ -33,6 +35,7 @@ __all__ = [
     "LowRank",
     "PictureAlignment",
     "Place",
+    "Prediction",
     "RevNet",
     "Subspace",
     "Training",
@@ -50,4 +53,5 @@ __all__ = [
     "interchanged",
     "leace",
     "pls",
+    "predict_correctness",
 ]

@@ -43,9 +43,9 @@ from interp.alignment.correctness import (
     joined,
     observed,
 )
-from interp.alignment.language import LanguageContinuation, Place
+from interp.alignment.language import LanguageContinuation, Place, check_places
 from interp.alignment.maps import AlignmentMap, Subspace
-from interp.errors import InterpError, PairError, nearest
+from interp.errors import InterpError, PairError, ShapeError, nearest
 from interp.models.language_model import LanguageModel
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
@@ -217,6 +217,9 @@ def predict_correctness(
         ShapeError: a map of another width than the place.
     """
     _check(causal, one, train, tests, n_bases)
+    width = model.width_of(check_places(model, [place])[0])
+    if one.width != width:
+        raise ShapeError(f"The map is for states {one.width} wide; those of {place} are {width} wide.")
     tasks = {"": _distinct(train, ()), **{split: _distinct(task, train) for split, task in tests.items()}}
     for split, task in tasks.items():
         if not len(task):

@@ -22,6 +22,15 @@ from interp.tasks.pairs import check_choice, part_of, split_name
 
 MECHANISMS = ("position", "identity")
 SOURCE = "Wang et al. 2022, arXiv:2211.00593"
+INTERRUPTIONS = (
+    "{x} had a good day. {y} enjoyed it too.",
+    "{x} talked a lot. {y} did not say much.",
+    "{x} was a little tired. {y} was not.",
+    "{x} looked happy, and {y} laughed.",
+    "{x} waited for a while. {y} was late.",
+    "{x} sat down. {y} walked around.",
+)
+"""What both do before one of them gives something; `x` and `y` are the two names in either order."""
 _REGIONS = ("first", "second", "giver")
 _FRAMES = tuple(template.format(a="{first}", b="{second}", s="{giver}", place="{place}", object="{object}")
                 for template in TEMPLATES)  # fmt: skip
@@ -46,7 +55,7 @@ def ioi_model(mechanism: str = "position") -> CausalModel:
 
 
 def ioi_interchange(
-    n: int, seed: int = 0, variables: Sequence[str] = ("position",), split: str = "all"
+    n: int, seed: int = 0, variables: Sequence[str] = ("position",), split: str = "all", *, interrupted: bool = False
 ) -> InterchangeTask:
     """Counterfactuals for the position, or the identity, of the giver.
 
@@ -59,7 +68,10 @@ def ioi_interchange(
         n: number of examples; the law is that of `CausalModel.counterfactuals`.
         seed: same seed, same examples; the first k of n do not depend on n.
         variables: `("position",)` or `("identity",)`: they belong to different models.
-        split: `"train"` and `"held out"` share neither a template nor a name.
+        split: `"train"` and `"held out"` share neither a template nor a name, nor an interruption.
+        interrupted: between the names and the giver, both do something (`INTERRUPTIONS`). Every name then stands in the
+            text once more, and the giver is no longer the only one that is repeated. Base and source are interrupted by
+            the same words, and by the name in the same place first.
 
     Raises:
         PairError: other variables, an unknown split, or `n` below 1.
@@ -71,7 +83,7 @@ def ioi_interchange(
         raise PairError(f"Exchange one of {', '.join(MECHANISMS)}, which are rival models; got {variables!r}.")
     variable = variables[0]
     model = ioi_model(variable)
-    frames = part_of(_FRAMES, split)
+    frames, interruptions = part_of(_FRAMES, split), part_of(INTERRUPTIONS, split)
     names = tuple(sorted(part_of(MALE_NAMES, split) + part_of(FEMALE_NAMES, split)))
 
     def draw(random: Random, base: Setting | None) -> Setting:
@@ -85,10 +97,16 @@ def ioi_interchange(
 
     def write(values: Setting, random: Random) -> Instance:
         words = {"place": random.choice(PLACES), "object": random.choice(OBJECTS)}
-        text, regions = compose(random.choice(frames), _REGIONS, {**values, **words})
+        frame = random.choice(frames)
+        if interrupted:
+            x, y = random.sample(("first", "second"), 2)
+            frame = frame.replace("{giver}", f"{random.choice(interruptions)} {{giver}}")
+            words |= {"x": values[x], "y": values[y]}
+        text, regions = compose(frame, _REGIONS, {**values, **words})
         return Instance(text, str(values["answer"]), regions, values)
 
-    return draw_task(split_name(f"ioi-{variable}", split), model, variables, n, seed, draw=draw, write=write)
+    name = f"ioi-{variable}-interrupted" if interrupted else f"ioi-{variable}"
+    return draw_task(split_name(name, split), model, variables, n, seed, draw=draw, write=write)
 
 
 def _place(first: str, second: str, giver: str) -> str | None:

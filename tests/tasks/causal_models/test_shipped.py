@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from interp.errors import InterpError, PairError
@@ -57,6 +59,7 @@ def test_every_task_encodes_and_a_longer_one_begins_like_a_shorter_one(model, na
 
 HELD_OUT = {
     "ioi-position": ("first", "second", "giver"),
+    "ioi-position-interrupted": ("first", "second", "giver"),
     "ioi-identity": ("first", "second", "giver"),
     "subject-number": ("subject", "attractor"),
     "subject-tense": ("subject", "attractor"),
@@ -89,6 +92,21 @@ def test_ioi_position_carries_no_name_over():
         assert e.label.strip() in names
         moved = base.setting["position"] != source.setting["position"]
         assert (e.label != base.answer) == moved
+
+
+def test_an_interruption_names_both_once_more():
+    orders = set()
+    for e in ioi_interchange(80, seed=2, interrupted=True):
+        for text in (e.base, *e.sources):
+            first, second, giver = (str(text.setting[name]) for name in ("first", "second", "giver"))
+            words = re.findall(r"\w+", text.text)
+            between = [word for word in words[words.index(second) + 1 :] if word in (first, second)]
+            assert sorted(between[:2]) == sorted((first, second)) and between[2:] == [giver]
+            assert text.words("giver") == giver and text.text[: text.regions[2][1]].count(giver) == 2
+            orders.add((between[0] == first, giver == first))
+        starts = [re.findall(r"\w+", x.text) for x in (e.base, *e.sources)]
+        assert len({tuple(w for w in words if w.islower()) for words in starts}) == 1  # the same words but for names
+    assert len(orders) == 4
 
 
 def test_the_two_models_of_ioi_agree_on_prompts_and_are_told_apart_by_interchanges():
