@@ -23,14 +23,14 @@ from interp.tasks.pairs import check_choice, part_of, split_name
 MECHANISMS = ("position", "identity")
 SOURCE = "Wang et al. 2022, arXiv:2211.00593"
 INTERRUPTIONS = (
-    "{x} had a good day. {y} enjoyed it too.",
-    "{x} talked a lot. {y} did not say much.",
-    "{x} was a little tired. {y} was not.",
-    "{x} looked happy, and {y} laughed.",
-    "{x} waited for a while. {y} was late.",
-    "{x} sat down. {y} walked around.",
+    "{other} had a good day.",
+    "{other} looked hungry.",
+    "{other} had a good time.",
+    "{other} had a bad day.",
+    "{other} looked tired.",
+    "{other} had a long day.",
 )
-"""What both do before one of them gives something; `x` and `y` are the two names in either order."""
+"""What the one who is about to receive something does before."""
 _REGIONS = ("first", "second", "giver")
 _FRAMES = tuple(template.format(a="{first}", b="{second}", s="{giver}", place="{place}", object="{object}")
                 for template in TEMPLATES)  # fmt: skip
@@ -69,9 +69,9 @@ def ioi_interchange(
         seed: same seed, same examples; the first k of n do not depend on n.
         variables: `("position",)` or `("identity",)`: they belong to different models.
         split: `"train"` and `"held out"` share neither a template nor a name, nor an interruption.
-        interrupted: between the names and the giver, both do something (`INTERRUPTIONS`). Every name then stands in the
-            text once more, and the giver is no longer the only one that is repeated. Base and source are interrupted by
-            the same words, and by the name in the same place first.
+        interrupted: before the giver comes a sentence about the other one (`INTERRUPTIONS`). Both names then stand
+            twice, so that to be repeated does not tell the giver, and the model errs more often. Base and source
+            are interrupted by the same words.
 
     Raises:
         PairError: other variables, an unknown split, or `n` below 1.
@@ -99,9 +99,8 @@ def ioi_interchange(
         words = {"place": random.choice(PLACES), "object": random.choice(OBJECTS)}
         frame = random.choice(frames)
         if interrupted:
-            x, y = random.sample(("first", "second"), 2)
             frame = frame.replace("{giver}", f"{random.choice(interruptions)} {{giver}}")
-            words |= {"x": values[x], "y": values[y]}
+            words["other"] = str(values["answer"]).strip()
         text, regions = compose(frame, _REGIONS, {**values, **words})
         return Instance(text, str(values["answer"]), regions, values)
 
