@@ -6,7 +6,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 from interp.tasks.causal_model import CausalModel
@@ -44,7 +43,6 @@ class Family:
 INTERCHANGES: Mapping[str, Family] = MappingProxyType(
     {
         "ioi-position": Family(ioi_model, ("position",), ioi_interchange),
-        "ioi-position-interrupted": Family(ioi_model, ("position",), partial(ioi_interchange, interrupted=True)),
         "ioi-identity": Family(lambda: ioi_model("identity"), ("identity",), ioi_interchange),
         "subject-number": Family(number_model, ("number",), number_interchange),
         "subject-tense": Family(number_model, ("tense",), number_interchange),

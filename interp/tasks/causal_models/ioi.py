@@ -22,15 +22,6 @@ from interp.tasks.pairs import check_choice, part_of, split_name
 
 MECHANISMS = ("position", "identity")
 SOURCE = "Wang et al. 2022, arXiv:2211.00593"
-INTERRUPTIONS = (
-    "{other} had a good day.",
-    "{other} looked hungry.",
-    "{other} had a good time.",
-    "{other} had a bad day.",
-    "{other} looked tired.",
-    "{other} had a long day.",
-)
-"""What the one who is about to receive something does before."""
 _REGIONS = ("first", "second", "giver")
 _FRAMES = tuple(template.format(a="{first}", b="{second}", s="{giver}", place="{place}", object="{object}")
                 for template in TEMPLATES)  # fmt: skip
@@ -55,7 +46,7 @@ def ioi_model(mechanism: str = "position") -> CausalModel:
 
 
 def ioi_interchange(
-    n: int, seed: int = 0, variables: Sequence[str] = ("position",), split: str = "all", *, interrupted: bool = False
+    n: int, seed: int = 0, variables: Sequence[str] = ("position",), split: str = "all"
 ) -> InterchangeTask:
     """Counterfactuals for the position, or the identity, of the giver.
 
@@ -68,10 +59,7 @@ def ioi_interchange(
         n: number of examples; the law is that of `CausalModel.counterfactuals`.
         seed: same seed, same examples; the first k of n do not depend on n.
         variables: `("position",)` or `("identity",)`: they belong to different models.
-        split: `"train"` and `"held out"` share neither a template nor a name, nor an interruption.
-        interrupted: before the giver comes a sentence about the other one (`INTERRUPTIONS`). Both names then stand
-            twice, so that to be repeated does not tell the giver, and the model errs more often. Base and source
-            are interrupted by the same words.
+        split: `"train"` and `"held out"` share neither a template nor a name.
 
     Raises:
         PairError: other variables, an unknown split, or `n` below 1.
@@ -83,7 +71,7 @@ def ioi_interchange(
         raise PairError(f"Exchange one of {', '.join(MECHANISMS)}, which are rival models; got {variables!r}.")
     variable = variables[0]
     model = ioi_model(variable)
-    frames, interruptions = part_of(_FRAMES, split), part_of(INTERRUPTIONS, split)
+    frames = part_of(_FRAMES, split)
     names = tuple(sorted(part_of(MALE_NAMES, split) + part_of(FEMALE_NAMES, split)))
 
     def draw(random: Random, base: Setting | None) -> Setting:
@@ -97,15 +85,10 @@ def ioi_interchange(
 
     def write(values: Setting, random: Random) -> Instance:
         words = {"place": random.choice(PLACES), "object": random.choice(OBJECTS)}
-        frame = random.choice(frames)
-        if interrupted:
-            frame = frame.replace("{giver}", f"{random.choice(interruptions)} {{giver}}")
-            words["other"] = str(values["answer"]).strip()
-        text, regions = compose(frame, _REGIONS, {**values, **words})
+        text, regions = compose(random.choice(frames), _REGIONS, {**values, **words})
         return Instance(text, str(values["answer"]), regions, values)
 
-    name = f"ioi-{variable}-interrupted" if interrupted else f"ioi-{variable}"
-    return draw_task(split_name(name, split), model, variables, n, seed, draw=draw, write=write)
+    return draw_task(split_name(f"ioi-{variable}", split), model, variables, n, seed, draw=draw, write=write)
 
 
 def _place(first: str, second: str, giver: str) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from interp.errors import InterpError, PairError
@@ -59,7 +57,6 @@ def test_every_task_encodes_and_a_longer_one_begins_like_a_shorter_one(model, na
 
 HELD_OUT = {
     "ioi-position": ("first", "second", "giver"),
-    "ioi-position-interrupted": ("first", "second", "giver"),
     "ioi-identity": ("first", "second", "giver"),
     "subject-number": ("subject", "attractor"),
     "subject-tense": ("subject", "attractor"),
@@ -92,18 +89,6 @@ def test_ioi_position_carries_no_name_over():
         assert e.label.strip() in names
         moved = base.setting["position"] != source.setting["position"]
         assert (e.label != base.answer) == moved
-
-
-def test_an_interruption_repeats_the_other_name():
-    """Both names stand twice, and base and source differ in nothing but names."""
-    for e in ioi_interchange(80, seed=2, interrupted=True):
-        for text in (e.base, *e.sources):
-            first, second, giver = (str(text.setting[name]) for name in ("first", "second", "giver"))
-            names = [word for word in re.findall(r"\w+", text.text) if word in (first, second)]
-            assert names == [first, second, text.answer.strip(), giver]
-            assert text.words("giver") == giver and text.text[: text.regions[2][1]].count(giver) == 1
-        starts = [re.findall(r"\w+", text.text) for text in (e.base, *e.sources)]
-        assert len({tuple(word for word in words if word.islower()) for words in starts}) == 1
 
 
 def test_the_two_models_of_ioi_agree_on_prompts_and_are_told_apart_by_interchanges():
