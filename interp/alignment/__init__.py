@@ -16,6 +16,7 @@ from interp.alignment.numbers import NumberFlips, number_flips
 from interp.alignment.odds import GYM_METHODS, Gym, causal_gym, gym_tasks
 from interp.alignment.overlap import Overlap, overlap
 from interp.alignment.pictures import PictureAlignment, align_pictures
+from interp.alignment.prediction import PREDICTION_CONTROLS, Prediction, predict_correctness
 from interp.alignment.results import CONTROLS, Alignment
 from interp.alignment.revnet import RevNet
 from interp.alignment.search import align
@@ -23,6 +24,7 @@ from interp.alignment.search import align
 __all__ = [
     "CONTROLS",
     "GYM_METHODS",
+    "PREDICTION_CONTROLS",
     "Abstraction",
     "Affine",
     "Aligned",
@@ -44,6 +46,7 @@ __all__ = [
     "Overlap",
     "PictureAlignment",
     "Place",
+    "Prediction",
     "RevNet",
     "Subspace",
     "Training",
@@ -68,5 +71,6 @@ __all__ = [
     "number_flips",
     "overlap",
     "pls",
+    "predict_correctness",
     "subsets",
 ]
