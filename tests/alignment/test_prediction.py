@@ -82,7 +82,7 @@ def test_a_simulation_is_edits_by_hand(speaking, one, train, tests, found: Predi
         end = text.index(f" {setting['subject']} ") + 1 + len(setting["subject"])
         return len(tokenizer(text[:end]).input_ids) - 1
 
-    for number, (text, answer, truth, setting) in enumerate(answered(speaking, tests["in"], verbs(speaking))[:4]):
+    for number, (text, answer, _, setting) in enumerate(answered(speaking, tests["in"], verbs(speaking))[:4]):
         state = run(speaking, [text], (), [SITE])[SITE][0, subject(text, setting)]
         own, informed = [], []
         for base, _, _, base_setting in bases:
@@ -126,7 +126,9 @@ def test_it_is_shown_saved_and_reproducible(speaking, one, train, tests, found: 
 
 def test_the_text_of_a_training_prompt_is_not_predicted(speaking, one, train, tests) -> None:
     mixed = dataclasses.replace(tests["in"], examples=(*train.examples[:9], *tests["in"].examples, *train.examples[:5]))
-    some = predict_correctness(speaking, number_model(), one, PLACE, train, {"in": mixed}, n_bases=2, among_answers=True)
+    some = predict_correctness(
+        speaking, number_model(), one, PLACE, train, {"in": mixed}, n_bases=2, among_answers=True
+    )
     assert not {e.base.text for e in train} & set(some.data["text"].values.tolist())
     assert len(set(some.data["text"].values.tolist())) == some.data.sizes["prompt"]
     assert some.provenance["n_attempted"] == len(mixed)
