@@ -32,13 +32,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.alignment.continuation import Continuation
 from interp.alignment.correctness import (
     ALIGNED,
     CONFIDENCE,
     INFORMED,
     PROBE,
     SCORES,
+    Bases,
     Observed,
     Values,
     aligned_scores,
@@ -195,7 +195,8 @@ def predict_correctness(
             correctness probe.
         tests: what is predicted, by name: held-out prompts like those of `train`, and others.
         n_bases: of the simulation.
-        among_answers: the model's answer is the highest logit among the tasks' answers, not of the vocabulary.
+        among_answers: the model chooses among the tasks' answers, not in the vocabulary: its answer is the highest of
+            their logits, and probabilities (also those of the simulation) are shares of theirs.
         seed: of the random subspace, the shuffle and the folds.
         budget: bytes for activations at once.
 
@@ -217,8 +218,9 @@ def predict_correctness(
     for split, task in tasks.items():
         if not len(task):
             raise PairError(f"Every prompt of {split!r} is one of the training's: nothing is left to predict.")
-    encoded = {split: _alone(task.encode(model)) for split, task in tasks.items()}
-    answers = torch.cat([each.answer for each in encoded.values()]).unique()
+    whole = [task.encode(model) for task in tasks.values()]
+    answers = torch.cat([each.answers for each in whole]).unique()
+    encoded = {split: _alone(each) for split, each in zip(tasks, whole, strict=True)}
     seen = {
         split: _observed(model, each, place, answers, among_answers, budget, progress)
         for split, each in encoded.items()
@@ -230,15 +232,16 @@ def predict_correctness(
     right = np.flatnonzero(known.right).tolist()
     values = Values.occurring(causal, train.variables, [known.settings[row] for row in right])
     rows = _balanced(right, values.of([known.settings[row] for row in right]), n_bases)
-    bases = LanguageContinuation(model, encoded[""].select(rows), [place], budget=budget)
     labels = token.table([values.answers(known.settings[row]) for row in rows])
+    among = torch.cat([answers, labels[labels >= 0]]).unique() if among_answers else None
+    bases = Bases(LanguageContinuation(model, encoded[""].select(rows), [place], budget=budget), labels, among)
     consistent = {
         split: (token.table([values.answers(setting) for setting in prompts.settings]) == prompts.answer[:, None])
         for split, prompts in seen.items()
     }
     texts = [example.base.text for split in tests for example in tasks[split]]
     found, reference, failed = compared(
-        one, values, (bases, labels), known, {split: seen[split] for split in tests},
+        one, values, bases, known, {split: seen[split] for split in tests},
         {split: table.cpu().numpy() for split, table in consistent.items()}, seed,
     )  # fmt: skip
     found["text"] = ("prompt", np.array(texts, dtype=str))
@@ -258,7 +261,7 @@ def predict_correctness(
 def compared(
     one: AlignmentMap,
     values: Values,
-    bases: tuple[Continuation, Int[Tensor, "base value"]],
+    bases: Bases,
     train: Observed,
     tests: Mapping[str, Observed],
     consistent: Mapping[str, Bool[np.ndarray, "prompt value"]],

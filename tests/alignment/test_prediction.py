@@ -90,10 +90,10 @@ def test_a_simulation_is_edits_by_hand(speaking, one, train, tests, found: Predi
             before = run(speaking, [base], (), [SITE])[SITE][0, at]
             after = before + (state - before) @ one.basis[0].double() @ one.basis[0].double().T
             edited = run(speaking, [base], [Replace(SITE, after[None, None], positions=at)]).logits[0, -1]
-            p = edited.softmax(-1)
+            p = dict(zip(verbs(speaking).tolist(), edited[verbs(speaking)].softmax(-1).tolist(), strict=True))
             told = {v: model.run(base_setting, {"number": v})["answer"] for v in ("singular", "plural")}
             would = {v: model.run(setting, {"number": v})["answer"] for v in ("singular", "plural")}
-            token = {v: float(p[tokenizer(f"The keys{said}").input_ids[-1]]) for v, said in told.items()}
+            token = {v: p[tokenizer(f"The keys{said}").input_ids[-1]] for v, said in told.items()}
             said = tokenizer.decode([answer])
             own.append(max([token[v] for v in would if would[v] == said], default=0.0))
             informed.append(token[model.run(setting)["number"]])
