@@ -265,8 +265,8 @@ class LinearDictionary(Dictionary, ABC):
     ) -> Float[Tensor, ""]:
         """How badly the dead latents alone explain what the living ones leave over, from 0 (well) to about 1.
 
-        `left` is that rest. Of each row, the k dead latents with the largest pre-activations take part, k being half the
-        width, or all there are. They are few latents and many entries, so this one product is dense.
+        `left` is that rest. Of each row, the k dead latents with the largest pre-activations take part, k being half
+        the width, or all there are. They are few latents and many entries, so this one product is dense.
 
         Source: Gao et al. 2024 (arXiv:2406.04093), appendix A.2. The error is divided by its own mean square, as in
             their code.
