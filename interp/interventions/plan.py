@@ -38,6 +38,7 @@ from interp.interventions.edits import (
 )
 from interp.kernels.apply_edits import apply_edits, modulate, swap_subspace, where_open, with_norm_of
 from interp.models.denoiser import Denoiser
+from interp.models.hooks import refuse_held
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
@@ -178,9 +179,11 @@ def compile_variants(
 
     Raises:
         SiteError: a part, layer or head that the model does not have or cannot serve.
-        InterpError: a position or row outside the prompts; a query left without any key.
+        InterpError: a position or row outside the prompts; a query left without any key; a network that a block around
+            the call steers.
         ShapeError: a value that does not fit its site, or is not finite.
     """
+    refuse_held(model.network)
     gathered: dict[tuple, _Gathered] = {}
     checks = _Checks()
     keys = keys or KeyAxis(prompts)
@@ -518,12 +521,13 @@ def _form(model: LanguageModel | Denoiser, site: Site, edit: Edit, width: int, l
         raise SiteError(f"The edit at {site} has {what}: keys of an attention span no space.")
     if what and getattr(edit, "units", None) is not None:
         raise InterpError(f"The edit at {site} has {what}, which is about whole states: leave `units` out.")
-    if gate is not None:
-        if tuple(gate.read.shape) != (width,) or not torch.isfinite(gate.read).all() or np.isnan(gate.threshold):
-            raise ShapeError(
-                f"The gate of the edit at {site} reads {list(gate.read.shape)} with threshold {gate.threshold}; "
-                f"`read` must be [{width}], finite, and the threshold a number."
-            )
+    if gate is not None and not (
+        tuple(gate.read.shape) == (width,) and torch.isfinite(gate.read).all() and not np.isnan(gate.threshold)
+    ):
+        raise ShapeError(
+            f"The gate of the edit at {site} reads {list(gate.read.shape)} with threshold {gate.threshold}; `read` must "
+            f"be [{width}], finite, and the threshold a number."
+        )
     if latents is not None:
         _check_latents(latents, site, width)
     basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None

@@ -120,8 +120,9 @@ def test_a_gate_opens_by_the_state_that_was_there():
 
 
 def test_gradients_flow_through_modulation_gates_and_kept_norms():
-    x, token, group, operand, generator = _case(5, tokens=2, groups=2, width=3, edits=3)
-    read, write, bias, threshold = _latents(generator, 2, 3)[:3] + (torch.tensor([0.0, -0.5], dtype=torch.float64),)
+    x, token, group, _, generator = _case(5, tokens=2, groups=2, width=3, edits=3)
+    read, write, bias = _latents(generator, 2, 3)[:3]
+    threshold = torch.tensor([0.0, -0.5], dtype=torch.float64)
     gain = torch.full((3, 2), 2.0, dtype=torch.float64)
 
     def whole(x, write, gain):
