@@ -525,8 +525,8 @@ def _form(model: LanguageModel | Denoiser, site: Site, edit: Edit, width: int, l
         tuple(gate.read.shape) == (width,) and torch.isfinite(gate.read).all() and not np.isnan(gate.threshold)
     ):
         raise ShapeError(
-            f"The gate of the edit at {site} reads {list(gate.read.shape)} with threshold {gate.threshold}; `read` must "
-            f"be [{width}], finite, and the threshold a number."
+            f"The gate of the edit at {site} reads {list(gate.read.shape)} with threshold {gate.threshold}; `read` "
+            f"must be [{width}], finite, and the threshold a number."
         )
     if latents is not None:
         _check_latents(latents, site, width)

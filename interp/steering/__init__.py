@@ -7,15 +7,15 @@ from interp.steering.edit_report import EditReport, edit_report
 from interp.steering.family import Family, family, one_against_rest
 from interp.steering.guidance import antisymmetric, x0_only
 from interp.steering.measured import Manifold, Measured, language_states, manifold, picture_states
-from interp.steering.picture_response import PictureTask, picture_dose_response, scenes_for
+from interp.steering.picture_response import PictureGoal, picture_dose_response, scenes_for
 from interp.steering.response import Best, DoseResponse
 from interp.steering.steer import SteeredPictures, SteeredText, steer
-from interp.steering.text_response import TextTask, text_dose_response
+from interp.steering.text_response import TextGoal, text_dose_response
 from interp.steering.weight_edit import EditedDenoiser, load_edit, random_edit
 
 __all__ = [
     "Best", "Concept", "CounterfactualMap", "DoseResponse", "EditReport", "EditedDenoiser", "Family", "Latent",
-    "Manifold", "Measured", "PictureTask", "SteeredPictures", "SteeredText", "TextTask", "antisymmetric", "concept",
+    "Manifold", "Measured", "PictureGoal", "SteeredPictures", "SteeredText", "TextGoal", "antisymmetric", "concept",
     "concept_of_latent", "counterfactual_map", "edit_concept", "edit_report", "family", "language_states", "load_edit",
     "manifold", "one_against_rest", "paired_states", "picture_dose_response", "picture_states", "project_out",
     "random_concept", "random_edit", "scenes_for", "steer", "text_dose_response", "x0_only",

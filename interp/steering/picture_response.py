@@ -48,7 +48,7 @@ _LEAVES = ("shape", "colour", "size")
 
 
 @dataclass(frozen=True, eq=False)
-class PictureTask:
+class PictureGoal:
     """What shall be steered, and from where.
 
     Attributes:
@@ -100,7 +100,7 @@ def value_of(scene: Scene, factor: str, which: int = 0) -> str:
 
 def picture_dose_response(
     model: Denoiser,
-    task: PictureTask,
+    goal: PictureGoal,
     methods: Mapping[str, Method],
     doses: Sequence[float],
     *,
@@ -134,13 +134,13 @@ def picture_dose_response(
             f"{model.name} is a {type(model.pipeline).__name__}: only pictures of the shapes world are read."
         )
     numbers = checked_doses(doses, methods)
-    sampling = task.sampling(model, steps, guidance)
+    sampling = goal.sampling(model, steps, guidance)
     plans: dict[str, Method] = dict(methods)
-    if not task.remove:
+    if not goal.remove:
         plans["prompt edit"] = ()
-    factors = _others(task.factor)
+    factors = _others(goal.factor)
     shape = (len(plans), len(numbers))
-    n = len(task.scenes)
+    n = len(goal.scenes)
     each = {name: np.full((*shape, n), np.nan) for name in ("success", "damage", "garbage", "distance")}
     by = {name: np.full((*shape, len(READERS)), np.nan) for name in ("success", "garbage")}
     kept = np.full((*shape, len(factors), len(READERS)), np.nan)
@@ -150,12 +150,12 @@ def picture_dose_response(
     for m, d in progress(work, f"{n} pictures each"):
         name, method = list(plans.items())[m]
         edits = list(method(numbers[d])) if callable(method) else list(method)
-        rows = replace(sampling, prompts=tuple(map(full_caption, task.wanted))) if name == "prompt edit" else sampling
+        rows = replace(sampling, prompts=tuple(map(full_caption, goal.wanted))) if name == "prompt edit" else sampling
         pictures, away = _drawn(model, rows, edits, manifolds)
         at = (m, slice(None)) if not callable(method) else (m, d)
         shown[m, d] = pictures[:SHOWN]
         for r, readings in enumerate(([check(p) for p in pictures], judge.judge(pictures).readings())):
-            answers = [answer(task, i, seen) for i, seen in enumerate(readings)]
+            answers = [answer(goal, i, seen) for i, seen in enumerate(readings)]
             for key in by:
                 by[key][(*at, r)] = np.mean([a[key] for a in answers])
             for f, factor in enumerate(factors):
@@ -179,11 +179,11 @@ def picture_dose_response(
         "garbage": share,
         "distance": "× typical",
     }
-    coords = {"factor": factors, "reader": list(READERS), "shown": list(task.prompts[:SHOWN])}
+    coords = {"factor": factors, "reader": list(READERS), "shown": list(goal.prompts[:SHOWN])}
     record = provenance(
-        experiment="dose response of pictures", model=model.name, weights=model.weights_hash, factor=task.factor,
-        target=f"no {task.target}" if task.remove else task.target, prompts=list(task.prompts),
-        first_seed=task.first_seed, steps=sampling.steps, guidance=sampling.guidance, limit=limit, seed=seed,
+        experiment="dose response of pictures", model=model.name, weights=model.weights_hash, factor=goal.factor,
+        target=f"no {goal.target}" if goal.remove else goal.target, prompts=list(goal.prompts),
+        first_seed=goal.first_seed, steps=sampling.steps, guidance=sampling.guidance, limit=limit, seed=seed,
         n_attempted=n, n_scored=n, examples="pictures",
     )  # fmt: skip
     return DoseResponse(response_dataset(list(plans), numbers, each, units, extra, coords, seed), record)
@@ -239,24 +239,24 @@ def _others(factor: str) -> list[str]:
     return [*(name for name in ("background", *_LEAVES) if name != factor), "cells", "other object"]
 
 
-def answer(task: PictureTask, row: int, seen: Reading) -> dict[str, bool]:
-    """What a reading says about one picture of the task."""
-    scene, wanted = task.scenes[row], ideal(task.scenes[row])
+def answer(goal: PictureGoal, row: int, seen: Reading) -> dict[str, bool]:
+    """What a reading says about one picture of the goal."""
+    scene, wanted = goal.scenes[row], ideal(goal.scenes[row])
     cell = CELLS.index(scene.objects[0].cell)
     have = seen.cells[cell]
-    shows = seen.background if task.factor == "background" else None if have is None else getattr(have, task.factor)
+    shows = seen.background if goal.factor == "background" else None if have is None else getattr(have, goal.factor)
     agrees = compare(seen, wanted)
     objects = [i for i, one in enumerate(wanted.cells) if one is not None]
     first = objects.index(cell)
-    kept = {name: agrees[name][first] for name in _LEAVES if name != task.factor}
+    kept = {name: agrees[name][first] for name in _LEAVES if name != goal.factor}
     kept["cells"] = agrees["cells"][0]
-    if task.factor != "background":
+    if goal.factor != "background":
         kept["background"] = agrees["background"][0]
     if len(objects) == 2:
         kept["other object"] = all(agrees[name][1 - first] for name in _LEAVES)
     things = [one for one in seen.cells if one is not None]
     garbage = seen.background == UNCLEAR or any(UNCLEAR in (one.shape, one.colour, one.size) for one in things)
-    success = (shows != task.target) if task.remove else (shows == task.target)
+    success = (shows != goal.target) if goal.remove else (shows == goal.target)
     return {"success": success, "damage": not all(kept.values()), "garbage": garbage} | kept
 
 

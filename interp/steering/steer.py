@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -38,6 +38,8 @@ from interp.models.hooks import held, released, tapped
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import from_token_lists
 from interp.models.site import ATTENTION_PARTS, Site
+
+_Kind = TypeVar("_Kind", bound="_Steered")
 
 
 @overload
@@ -75,7 +77,7 @@ class _Steered:
         self._own = False
         """Whether a method of ours runs, which applies the edits itself."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Kind) -> _Kind:
         with ExitStack() as block:
             block.enter_context(held(self.model.network))
             self._attach(block)

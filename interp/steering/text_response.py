@@ -3,7 +3,7 @@
 Prompts are continued at every dose of every method, with the same draws, and
 
 - *success* is what a judge of texts says of each continuation: a function from text to a number in [0, 1], which must
-  know nothing of the direction (`interp.tasks.text_judges`).
+  know nothing of the direction (`interp.tasks.concept_texts` has some).
 - *damage* is the KL divergence KL(p ‖ p_steered), in nats per token, of the model's next-token distributions on texts
   that have nothing to do with the concept, steered at every token just as the continuations are.
 - *garbage*: a continuation that repeats itself: less than half of its three-word sequences are different ones.
@@ -40,7 +40,7 @@ _AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
-class TextTask:
+class TextGoal:
     """What shall be steered, and where nothing should change.
 
     Attributes:
@@ -69,7 +69,7 @@ class TextTask:
 
 def text_dose_response(
     model: LanguageModel,
-    task: TextTask,
+    goal: TextGoal,
     methods: Mapping[str, Method],
     doses: Sequence[float],
     *,
@@ -86,7 +86,7 @@ def text_dose_response(
     per token of the continuation, by the unsteered model) and `text` [method, dose, example].
 
     Args:
-        methods: by name; the prompt edit is added where the task has reworded prompts. It changes no unrelated text, so
+        methods: by name; the prompt edit is added where the goal has reworded prompts. It changes no unrelated text, so
             its damage is NaN.
         doses: 0 is worth asking for: what is not steered.
         limit: of the damage, for `best`.
@@ -97,32 +97,32 @@ def text_dose_response(
     """
     numbers = checked_doses(doses, methods)
     plans: dict[str, Method | None] = dict(methods)
-    if task.reworded:
+    if goal.reworded:
         plans["prompt edit"] = None
-    shape, n = (len(plans), len(numbers)), len(task.prompts)
+    shape, n = (len(plans), len(numbers)), len(goal.prompts)
     each = {name: np.full((*shape, n), np.nan) for name in ("success", "garbage", "distance")}
-    each["damage"] = np.full((*shape, len(task.unrelated)), np.nan)
+    each["damage"] = np.full((*shape, len(goal.unrelated)), np.nan)
     fluency, perplexity = np.full((*shape, n), np.nan), np.full(shape, np.nan)
     texts = np.full((*shape, n), "", dtype=object)
-    unrelated = model.prompts(list(task.unrelated))
+    unrelated = model.prompts(list(goal.unrelated))
     plain = _log_probabilities(model, unrelated, ())
     work = [(m, d) for m, method in enumerate(plans.values()) for d in range(len(numbers) if callable(method) else 1)]
     for m, d in progress(work, f"{n} continuations each"):
         method = list(plans.values())[m]
         edits = list(method(numbers[d])) if callable(method) else list(method or ())
         at = (m, d) if callable(method) else (m, slice(None))
-        inputs = task.reworded if method is None else task.prompts
+        inputs = goal.reworded if method is None else goal.prompts
         sites = [one.site for one in manifolds]
         made = generate(
             model, list(inputs), edits, sites, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
         texts[at] = list(made.texts)
-        each["success"][at] = [_judged(task.judge, text) for text in made.texts]
+        each["success"][at] = [_judged(goal.judge, text) for text in made.texts]
         each["garbage"][at] = [float(repeats(text)) for text in made.texts]
         if manifolds:
             away = [one.distance(made.activations[one.site].flatten(0, 1)[None])[0] for one in manifolds]
             each["distance"][at] = torch.stack(away).mean(0).unflatten(0, (n, -1)).mean(1).cpu().numpy()
-        fluency[at] = _surprise(model, model.prompts(list(task.prompts)), made.tokens)
+        fluency[at] = _surprise(model, model.prompts(list(goal.prompts)), made.tokens)
         if method is not None:
             steered = _log_probabilities(model, unrelated, edits)
             each["damage"][at] = [_kl(p, q) for p, q in zip(plain, steered, strict=True)]
@@ -136,8 +136,8 @@ def text_dose_response(
     share = "share of continuations"
     units = {"success": share, "garbage": share, "distance": "× typical", "damage": "nats per token on unrelated texts"}
     record = provenance(
-        experiment="dose response of texts", model=model.name, weights=model.weights_hash, target=task.name,
-        prompts=list(task.prompts), unrelated=list(task.unrelated), max_new_tokens=max_new_tokens,
+        experiment="dose response of texts", model=model.name, weights=model.weights_hash, target=goal.name,
+        prompts=list(goal.prompts), unrelated=list(goal.unrelated), max_new_tokens=max_new_tokens,
         temperature=temperature, limit=limit, seed=seed, n_attempted=n, n_scored=n, examples="continuations",
     )  # fmt: skip
     return DoseResponse(response_dataset(list(plans), numbers, each, units, extra, {}, seed), record)
@@ -187,7 +187,7 @@ def _perplexity(prompts: Prompts, log_probabilities: Sequence[Tensor]) -> float:
 
 
 def _surprise(model: LanguageModel, prompts: Prompts, tokens: Tensor) -> list[float]:
-    """Nats per new token, by the unsteered model after the task's prompts."""
+    """Nats per new token, by the unsteered model after the prompts."""
     from interp.models.prompts import from_token_lists
 
     rows = [
