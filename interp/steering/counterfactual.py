@@ -73,7 +73,10 @@ def paired_states(
         for site in checked:
             base[site].append(found[site][:, found.branches.index(branch)])
         for prompts, kept in zip(others, changed, strict=True):
+            # Where the latents are given, the other branch of guidance decides nothing: it need not run.
             asked = replace(some, prompts=tuple(prompts[row] for row in rows))
+            if branch is Branch.COND and asked.negative is None:
+                asked = replace(asked, guidance=1.0)
             same = denoise(model, asked, [Replace(latents, found)], checked, when=When(branch=branch))
             for site in checked:
                 kept[site].append(same[site][:, 0])
