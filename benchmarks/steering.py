@@ -203,7 +203,7 @@ def pictures(
         print(found, flush=True)
         for name, best in found.best().items():
             if best.dose is not None:
-                one = found.data.sel(method=name, dose=best.dose)
+                one = found.data.sel(way=name, dose=best.dose)
                 by = ", ".join(f"{r} {float(one.success_by.sel(reader=r)):.2f}" for r in ("checker", "judge"))
                 print(
                     f"    {name}: success by {by}; all else kept {1 - best.damage:.2f}; worst factor kept "
@@ -239,7 +239,7 @@ def removal(
             found = picture_dose_response(model, goal, methods, [0.0, 1.0], progress=bar)
             found.save(out / f"removal_{target}_{name.split()[0]}.nc")
             for method in methods:
-                told = [found.data[m].sel(method=method) for m in ("success", "damage", "garbage")]
+                told = [found.data[m].sel(way=method) for m in ("success", "damage", "garbage")]
                 row = "; ".join(
                     f"dose {dose:g}: gone {float(told[0].sel(dose=dose)):.2f}, kept {1 - float(told[1].sel(dose=dose)):.2f}, "
                     f"garbage {float(told[2].sel(dose=dose)):.2f}"
@@ -309,9 +309,9 @@ def texts(
         result = text_dose_response(model, goal, every, numbers, max_new_tokens=tokens, progress=bar, manifolds=given)
         result.save(out / f"text_{name}.nc")
         print(result, flush=True)
-        for method in map(str, result.data["method"].values):
+        for method in map(str, result.data["way"].values):
             for dose in numbers:
-                one = result.data.sel(method=method, dose=dose)
+                one = result.data.sel(way=method, dose=dose)
                 print(
                     f"    {method} {dose:g}: success {float(one.success):.2f} KL {float(one.damage):.3f} perplexity "
                     f"{float(one.perplexity):.1f} garbage {float(one.garbage):.2f} surprise "

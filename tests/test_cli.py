@@ -257,8 +257,8 @@ def test_doses_are_judged_or_told(speaking, monkeypatch, tmp_path) -> None:
     assert found.exit_code == 0, found.output
     result = Result.load(files["nc"])
     assert isinstance(result, DoseResponse)
-    assert result.data["method"].values.tolist() == ["mean", "random direction", "prompt edit"]
-    assert float(result.data["damage"].sel(method="mean", dose=0.5)) > 0
+    assert result.data["way"].values.tolist() == ["mean", "random direction", "prompt edit"]
+    assert float(result.data["damage"].sel(way="mean", dose=0.5)) > 0
     assert files["png"].read_bytes().startswith(b"\x89PNG") and "Steering to the sea" in files["html"].read_text()
     told = CliRunner().invoke(app, ["steer", "The cat sat", *STEER[1:]])
     assert told.exit_code == 0, told.output

@@ -113,8 +113,8 @@ def picture_dose_response(
 ) -> DoseResponse:
     """Draw, read and count at every dose of every method.
 
-    `.data` also holds `kept` [method, dose, factor, reader], the share of pictures in which each other factor is as it
-    was, `success_by` and `garbage_by` [method, dose, reader], and `pictures` [method, dose, shown, y, x, rgb]. The
+    `.data` also holds `kept` [way, dose, factor, reader], the share of pictures in which each other factor is as it
+    was, `success_by` and `garbage_by` [way, dose, reader], and `pictures` [way, dose, shown, y, x, rgb]. The
     measures that all `DoseResponse`s have are the checker's.
 
     Args:
@@ -166,7 +166,7 @@ def picture_dose_response(
                     each[key][at] = np.array([a[key] for a in answers], dtype=float)
         each["distance"][at] = away
     pictures = np.stack([[shown[m, d if (m, d) in shown else 0] for d in range(shape[1])] for m in range(shape[0])])
-    axes = ("method", "dose")
+    axes = ("way", "dose")
     share = "share of pictures"
     extra = {
         "kept": ((*axes, "factor", "reader"), kept, {"unit": share}),

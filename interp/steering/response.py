@@ -20,7 +20,7 @@ from interp.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from xarray import DataArray, Dataset
+    from xarray import Dataset
 
 MEASURES = ("success", "damage", "garbage", "distance")
 
@@ -49,12 +49,12 @@ class Best:
 class DoseResponse(Result):
     """Answers of every example at every dose of every method.
 
-    `.data` holds, of each of `MEASURES`, the values of examples [method, dose, example] (with the suffix `_each`),
-    their mean, and `_low`, `_high`, the bootstrap's 95 % interval over examples. `success` and `garbage` are shares;
-    `damage` is in the unit that its attributes give (share of pictures in which something else changed; nats of KL on
-    unrelated text); `distance` is how far the edited states lie off the unedited ones' manifold, 1 being typical, NaN
-    where it was not asked for. A method without a dose is the same at all. What is particular to pictures or texts is
-    said by the functions that make them.
+    `.data` holds, of each of `MEASURES`, the values of examples [way, dose, example] (with the suffix `_each`), their
+    mean, and `_low`, `_high`, the bootstrap's 95 % interval over examples. `success` and `garbage` are shares; `damage`
+    is in the unit that its attributes give (share of pictures in which something else changed; nats of KL on unrelated
+    texts); `distance` is how far the edited states lie off the unedited ones' manifold, 1 being typical, NaN where it
+    was not asked for. A method without a dose is the same at all. (Methods lie along `way`, since `method` is an
+    argument of xarray's `sel`.) What is particular to pictures or texts is said by the functions that make them.
     """
 
     @property
@@ -77,8 +77,8 @@ class DoseResponse(Result):
         if limit < 0 or garbage < 0:
             raise InterpError(f"Limits of {limit} and {garbage}: nothing is below 0.")
         found = {}
-        for method in map(str, self.data["method"].values):
-            of = {name: self.data[name].sel(method=method).values for name in ("success", "damage", "garbage")}
+        for method in map(str, self.data["way"].values):
+            of = {name: self.data[name].sel(way=method).values for name in ("success", "damage", "garbage")}
             # What was not measured (the damage of a prompt edit) limits nothing.
             fits = ~(of["damage"] > limit + 1e-12) & ~(of["garbage"] > garbage + 1e-12)
             if not fits.any():
@@ -109,7 +109,7 @@ class DoseResponse(Result):
             raise InterpError(f"There is no measure {measure!r}." + nearest(measure, MEASURES))
         values = self.data[measure]
         return curves(
-            values, x="dose", line="method", low=self.data[f"{measure}_low"], high=self.data[f"{measure}_high"],
+            values, x="dose", line="way", low=self.data[f"{measure}_low"], high=self.data[f"{measure}_high"],
             title=self.title, unit=values.attrs["unit"], quantity=measure, baseline=None,
         )  # fmt: skip
 
@@ -119,7 +119,7 @@ class DoseResponse(Result):
 
         success, damage = self.data["success"], self.data["damage"]
         return trade_off(
-            damage, success, line="method", along="dose", low=self.data["success_low"], high=self.data["success_high"],
+            damage, success, line="way", along="dose", low=self.data["success_low"], high=self.data["success_high"],
             limit=float(self.provenance["limit"]), title=self.title, x_title=f"damage ({damage.attrs['unit']})",
             y_title=f"success ({success.attrs['unit']})",
         )  # fmt: skip
@@ -137,7 +137,7 @@ def response_dataset(
     """The variables that every `DoseResponse` has, with means and intervals.
 
     Args:
-        each: of each measure [method, dose, example or case].
+        each: of each measure [way, dose, example or case].
         units: of each measure.
         extra: further variables, as xarray takes them.
     """
@@ -150,10 +150,10 @@ def response_dataset(
         low, high = bootstrap_interval(values, seed=seed)
         counted = ~np.isnan(values)
         mean = np.where(counted, values, 0).sum(-1) / np.where(counted.any(-1), counted.sum(-1), np.nan)
-        variables[f"{name}_each"] = (("method", "dose", axis), values, unit)
-        variables[name] = (("method", "dose"), mean, unit)
-        variables[f"{name}_low"], variables[f"{name}_high"] = ((("method", "dose"), x, unit) for x in (low, high))
-    return xr.Dataset(variables | dict(extra), {"method": list(methods), "dose": list(doses), **coords})
+        variables[f"{name}_each"] = (("way", "dose", axis), values, unit)
+        variables[name] = (("way", "dose"), mean, unit)
+        variables[f"{name}_low"], variables[f"{name}_high"] = ((("way", "dose"), x, unit) for x in (low, high))
+    return xr.Dataset(variables | dict(extra), {"way": list(methods), "dose": list(doses), **coords})
 
 
 def checked_doses(doses: Sequence[float], methods: Mapping[str, Any]) -> list[float]:
@@ -168,8 +168,3 @@ def checked_doses(doses: Sequence[float], methods: Mapping[str, Any]) -> list[fl
     if not numbers or not np.isfinite(numbers).all() or len(set(numbers)) < len(numbers):
         raise InterpError(f"Doses {numbers}: give at least one, finite, each once.")
     return sorted(numbers)
-
-
-def mean_of(array: DataArray, method: str, dose: float) -> float:
-    """A mean of one method at one dose."""
-    return float(array.sel(method=method, dose=dose))

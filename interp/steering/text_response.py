@@ -82,8 +82,8 @@ def text_dose_response(
 ) -> DoseResponse:
     """Continue, judge and compare at every dose of every method.
 
-    `.data` also holds `perplexity` [method, dose] on the unrelated texts, `fluency_each` [method, dose, example] (nats
-    per token of the continuation, by the unsteered model) and `text` [method, dose, example].
+    `.data` also holds `perplexity` [way, dose] on the unrelated texts, `fluency_each` [way, dose, example] (nats
+    per token of the continuation, by the unsteered model) and `text` [way, dose, example].
 
     Args:
         methods: by name; the prompt edit is added where the goal has reworded prompts. It changes no unrelated text, so
@@ -127,7 +127,7 @@ def text_dose_response(
             steered = _log_probabilities(model, unrelated, edits)
             each["damage"][at] = [_kl(p, q) for p, q in zip(plain, steered, strict=True)]
             perplexity[at] = _perplexity(unrelated, steered)
-    axes = ("method", "dose")
+    axes = ("way", "dose")
     extra = {
         "perplexity": (axes, perplexity, {"unit": "perplexity"}),
         "fluency_each": ((*axes, "example"), fluency, {"unit": "nats per token"}),

@@ -61,7 +61,7 @@ def test_a_response_is_drawn_and_kept(tmp_path):
     for measure in ("success", "damage", "garbage"):
         figure = found.plot(measure)
         lines = {trace.name: list(trace.y) for trace in figure.data if "markers" in (trace.mode or "")}
-        assert lines["m1"] == pytest.approx(found.data[measure].sel(method="m1").values.tolist())
+        assert lines["m1"] == pytest.approx(found.data[measure].sel(way="m1").values.tolist())
     figure = found.plot_trade_off()
     assert [list(trace.x) for trace in figure.data] == [[0.0, 0.2], [0.1, 0.3]]
     assert figure.layout.xaxis.title.text == "damage (share)"
@@ -84,18 +84,18 @@ def test_numbers_of_texts_are_those_of_plain_runs(speaking):
     found = text_dose_response(
         speaking, goal, {"push": push, "fixed": push(1.0, 1)}, [2.0, 0.0], max_new_tokens=6, seed=3
     ).data
-    assert found["method"].values.tolist() == ["push", "fixed", "prompt edit"]
+    assert found["way"].values.tolist() == ["push", "fixed", "prompt edit"]
     assert found["dose"].values.tolist() == [0.0, 2.0]
     texts = generate(speaking, list(GOAL.prompts), push(2.0), max_new_tokens=6, temperature=0.7, seed=3).texts
-    assert found["text"].sel(method="push", dose=2.0).values.tolist() == list(texts)
-    assert found["success_each"].sel(method="push", dose=2.0).values.tolist() == [float("e" in t) for t in texts]
-    for text, expected in zip(UNRELATED, found["damage_each"].sel(method="push", dose=2.0).values, strict=True):
+    assert found["text"].sel(way="push", dose=2.0).values.tolist() == list(texts)
+    assert found["success_each"].sel(way="push", dose=2.0).values.tolist() == [float("e" in t) for t in texts]
+    for text, expected in zip(UNRELATED, found["damage_each"].sel(way="push", dose=2.0).values, strict=True):
         p, q = (run(speaking, text, edits).logits[0].softmax(-1) for edits in ((), push(2.0)))
         by_hand = sum(float((a * (a / b).log()).sum()) for a, b in zip(p, q, strict=True)) / len(p)
         assert float(expected) == pytest.approx(by_hand, abs=1e-9) and by_hand > 1e-3
-    assert float(found["damage"].sel(method="push", dose=0.0)) == 0.0
-    assert np.isnan(found["damage"].sel(method="prompt edit")).all()
-    fixed = found["success_each"].sel(method="fixed").values
+    assert float(found["damage"].sel(way="push", dose=0.0)) == 0.0
+    assert np.isnan(found["damage"].sel(way="prompt edit")).all()
+    fixed = found["success_each"].sel(way="fixed").values
     assert (fixed[0] == fixed[1]).all()
     rows, nll = speaking.prompts(UNRELATED[0]).ids[0], 0.0
     scores = [run(speaking, text).logits[0].log_softmax(-1) for text in UNRELATED]
@@ -104,7 +104,7 @@ def test_numbers_of_texts_are_those_of_plain_runs(speaking):
         rows = speaking.prompts(text).ids[0].tolist()
         nll -= sum(float(told[i, token]) for i, token in enumerate(rows[1:]))
         counted += len(rows) - 1
-    assert float(found["perplexity"].sel(method="push", dose=0.0)) == pytest.approx(np.exp(nll / counted))
+    assert float(found["perplexity"].sel(way="push", dose=0.0)) == pytest.approx(np.exp(nll / counted))
 
 
 def test_surprise_is_of_the_unsteered_model(speaking):
@@ -204,7 +204,7 @@ def test_a_dose_of_nothing_is_the_model_and_the_prompt_edit_is_another_prompt():
     edits = [Add(Site("latents"), 0.0)]
     found = picture_dose_response(model, goal, {"nothing": lambda dose: edits}, [0.0], steps=8)
     share = found.data["success_by"].sel(dose=0.0)
-    assert share.sel(method="nothing", reader="checker") == 0 and share.sel(method="prompt edit", reader="checker") == 1
+    assert share.sel(way="nothing", reader="checker") == 0 and share.sel(way="prompt edit", reader="checker") == 1
     plain = run(model, goal.sampling(model, 8)).pictures()
-    assert np.array_equal(found.data["pictures"].sel(method="nothing").values[0, 0], np.asarray(plain[0]))
+    assert np.array_equal(found.data["pictures"].sel(way="nothing").values[0, 0], np.asarray(plain[0]))
     assert found.title == "Steering to black · 3 pictures · shapes"
