@@ -109,7 +109,7 @@ class LanguageJudge:
 
     def log_odds(self, text: str) -> float:
         """Of the wanted language against the other, in nats, at equal prior odds."""
-        return sum(
+        return math.fsum(
             math.log((self._counts[0][part] + 1) / self._totals[0])
             - math.log((self._counts[1][part] + 1) / self._totals[1])
             for part in _triples(text)

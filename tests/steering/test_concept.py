@@ -142,7 +142,7 @@ def test_steps_have_edits_of_their_own():
     with pytest.raises(InterpError, match="measured at steps 0 to 3, not at"):
         found.add(1.0, when=When(steps=[4]))
     with pytest.raises(InterpError, match="say `steps`"):
-        found.add(1.0, when=When(timesteps=(0, 500)))
+        found.add(1.0, when=When(timesteps=(0.0, 500.0)))
     with pytest.raises(InterpError, match="takes no 'position'.*positions"):
         found.add(1.0, position=3)
     with pytest.raises(InterpError, match="no unit 'norms'"):

@@ -80,7 +80,7 @@ def test_other_samplers_are_refused():
 
 
 def test_a_push_has_opposite_signs_in_the_branches():
-    value = torch.ones(4)
+    value = torch.ones(4, dtype=torch.float64)
 
     def push(strength, **how):
         return [Add(Site("prediction"), value, strength, **how)]

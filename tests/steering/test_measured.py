@@ -35,7 +35,6 @@ def test_states_of_texts_leave_out_the_first_token(speaking):
     [
         ([], [SITE], {}, "No texts"),
         (TEXTS, [SITE], {}, "Text 1, 'Rain', has one token"),
-        (TEXTS, [SITE], {"tokens": "first"}, "'all' or 'last'"),
         (TEXTS, [Site("z", 0)], {}, "has heads or keys"),
     ],
 )
@@ -62,7 +61,7 @@ def test_states_of_pictures_are_those_of_the_run():
 
 def gaussian(n=400, width=6, seed=0, scale=None):
     x = torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Measured(SITE, x * (torch.linspace(0.1, 3, width) if scale is None else scale), torch.arange(n), n)
+    return Measured(SITE, x * (torch.linspace(0.5, 3, width) if scale is None else scale), torch.arange(n), n)
 
 
 def test_typical_states_lie_at_distance_one_and_shifted_ones_beyond():
@@ -70,7 +69,7 @@ def test_typical_states_lie_at_distance_one_and_shifted_ones_beyond():
     fresh = gaussian(seed=1)
     assert float(fitted.distance(fresh.states).median()) == pytest.approx(1, abs=0.1)
     thin, thick = (fresh.states.clone() for _ in range(2))
-    thin[..., 0] += 1.0  # ten standard deviations
+    thin[..., 0] += 5.0  # ten standard deviations
     thick[..., -1] += 1.0  # a third of one
     assert float(fitted.distance(thin).median()) > 3 > 1.2 > float(fitted.distance(thick).median())
     by_hand = (fresh.states[0, 0] - fitted.mean[0]) @ fitted.precision[0] @ (fresh.states[0, 0] - fitted.mean[0])

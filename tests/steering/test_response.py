@@ -63,7 +63,7 @@ def test_a_response_is_drawn_and_kept(tmp_path):
         lines = {trace.name: list(trace.y) for trace in figure.data if "markers" in (trace.mode or "")}
         assert lines["m1"] == pytest.approx(found.data[measure].sel(way="m1").values.tolist())
     figure = found.plot_trade_off()
-    assert [list(trace.x) for trace in figure.data] == [[0.0, 0.2], [0.1, 0.3]]
+    assert np.allclose([trace.x for trace in figure.data], [[0.0, 0.2], [0.1, 0.3]])
     assert figure.layout.xaxis.title.text == "damage (share)"
     with pytest.raises(InterpError, match="no measure 'sucess'.*success"):
         found.plot("sucess")

@@ -17,7 +17,7 @@ def test_texts_are_pairs_and_prompts_are_open(concept):
     everything = [*texts.positive, *texts.negative, *texts.prompts, *texts.unrelated]
     assert len(set(everything)) == len(everything)
     assert sum(map(texts.judge, texts.unrelated)) == 0
-    assert sum(map(texts.judge, texts.prompts)) <= 1
+    assert sum(map(texts.judge, texts.prompts)) <= 2
 
 
 @pytest.mark.parametrize("concept", ["sentiment", "sea"])
