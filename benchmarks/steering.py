@@ -35,17 +35,16 @@ from interp.steering import (
     TextGoal,
     concept,
     counterfactual_map,
+    dose_response,
     family,
     language_states,
     manifold,
     one_against_rest,
     paired_states,
-    picture_dose_response,
     project_out,
     random_concept,
     scenes_for,
     steer,
-    text_dose_response,
 )
 from interp.steering.edit_report import answers_other
 from interp.steering.picture_response import value_of
@@ -198,7 +197,7 @@ def pictures(
         every = picture_methods(states, base, own, factor, target, goal.scenes, das)
         some = {k: m for k, m in every.items() if not methods or any(k.startswith(m) for m in methods.split(","))}
         numbers = [float(dose) for dose in doses.split(",")]
-        found = picture_dose_response(model, goal, some, numbers, manifolds=manifolds, progress=bar)
+        found = dose_response(model, goal, some, numbers, manifolds=manifolds, progress=bar)
         found.save(out / f"picture_{target}.nc")
         print(found, flush=True)
         for name, best in found.best().items():
@@ -236,7 +235,7 @@ def removal(
         methods = removal_methods(states, maps, at, factor, target, scenes)
         for name, prompts in worded.items():
             goal = PictureGoal(scenes, factor, target, remove=True, prompts=prompts)
-            found = picture_dose_response(model, goal, methods, [0.0, 1.0], progress=bar)
+            found = dose_response(model, goal, methods, [0.0, 1.0], progress=bar)
             found.save(out / f"removal_{target}_{name.split()[0]}.nc")
             for method in methods:
                 told = [found.data[m].sel(way=method) for m in ("success", "damage", "garbage")]
@@ -306,7 +305,7 @@ def texts(
                 ]
         numbers = [float(dose) for dose in doses.split(",")]
         given = manifolds if "," not in layers else []
-        result = text_dose_response(model, goal, every, numbers, max_new_tokens=tokens, progress=bar, manifolds=given)
+        result = dose_response(model, goal, every, numbers, max_new_tokens=tokens, progress=bar, manifolds=given)
         result.save(out / f"text_{name}.nc")
         print(result, flush=True)
         for method in map(str, result.data["way"].values):

@@ -48,6 +48,7 @@ _HOMES = {
     "edit_report": "interp.steering",
     "load_edit": "interp.steering",
     "steer": "interp.steering",
+    "dose_response": "interp.steering",
     "Result": "interp.results",
     "InterpError": "interp.errors",
 }
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from interp.models.site import Site as Site
     from interp.patching import patch as patch
     from interp.results import Result as Result
+    from interp.steering import dose_response as dose_response
     from interp.steering import edit_concept as edit_concept
     from interp.steering import edit_report as edit_report
     from interp.steering import load_edit as load_edit

@@ -494,7 +494,7 @@ def steer(
     """Steer text along the direction of a concept: what does each dose bring, and what does it damage?"""
     import interp
     from interp.progress import bar, silent
-    from interp.steering import TextGoal, language_states, random_concept, text_dose_response
+    from interp.steering import TextGoal, dose_response, language_states, random_concept
     from interp.steering import concept as between
     from interp.tasks.concept_texts import concept_texts
 
@@ -518,7 +518,7 @@ def steer(
             return
         goal = TextGoal(data.name, data.prompts[:n], data.judge, data.unrelated, data.reworded[:n])
         methods = {method: found.add, "random direction": random_concept(found, seed).add}
-        result = text_dose_response(
+        result = dose_response(
             loaded, goal, methods, numbers, max_new_tokens=tokens, seed=seed, progress=silent if as_json else bar
         )
         _deliver(result, result.title, html, as_json, out, png)

@@ -2,7 +2,7 @@
 
 Each takes states and the variable's labels and gives an orthonormal basis, in one computation and without training.
 Labels are integers, except for `pls`, whose variable is a number. An alignment puts them beside what it found
-(`interp.alignment.directions`), steering adds them to states (`interp.steering.concept`).
+(`interp.alignment.directions`), steering adds them to states (`interp.steering.concepts`).
 
 | function | the direction | assumes |
 |---|---|---|

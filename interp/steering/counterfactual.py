@@ -34,7 +34,7 @@ from interp.interventions.edits import Add, Edit, Latents, Modulate, Replace, Wh
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
 from interp.models.site import Site
-from interp.steering.concept import each_step
+from interp.steering.concepts import each_step
 from interp.steering.measured import Measured
 
 _AT_ONCE = 32

@@ -1,7 +1,7 @@
 """What a site's states are like: the sample that directions, units of strength and distances are taken from.
 
 Start with `language_states` (texts) or `picture_states` (prompts of a denoiser); both give `Measured`, from which
-`interp.steering.concept` makes concepts and `Manifold` says how far from such states an edited one is.
+`interp.steering.concepts` makes concepts and `Manifold` says how far from such states an edited one is.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from interp.models.site import Site
 from interp.results import Result, provenance
 from interp.shapes.reading import Reading, Seen
 from interp.shapes.scene import Object, Scene
-from interp.steering import DoseResponse, PictureGoal, TextGoal, picture_dose_response, scenes_for, text_dose_response
+from interp.steering import DoseResponse, PictureGoal, TextGoal, dose_response, scenes_for
 from interp.steering.picture_response import answer, value_of
 from interp.steering.response import response_dataset
 from interp.steering.text_response import repeats
@@ -81,7 +81,7 @@ def push(dose, seed=0):
 
 def test_numbers_of_texts_are_those_of_plain_runs(speaking):
     goal = replace(GOAL, reworded=("Say it: The cat sat", "Say it: A dog barks at the"))
-    found = text_dose_response(
+    found = dose_response(
         speaking, goal, {"push": push, "fixed": push(1.0, 1)}, [2.0, 0.0], max_new_tokens=6, seed=3
     ).data
     assert found["way"].values.tolist() == ["push", "fixed", "prompt edit"]
@@ -108,7 +108,7 @@ def test_numbers_of_texts_are_those_of_plain_runs(speaking):
 
 
 def test_surprise_is_of_the_unsteered_model(speaking):
-    found = text_dose_response(speaking, GOAL, {"push": push}, [3.0], max_new_tokens=4, temperature=0.0).data
+    found = dose_response(speaking, GOAL, {"push": push}, [3.0], max_new_tokens=4, temperature=0.0).data
     made_ = generate(speaking, GOAL.prompts[0], push(3.0), max_new_tokens=4)
     ids = speaking.prompts(GOAL.prompts[0]).ids[0].tolist()
     surprise = 0.0
@@ -134,7 +134,7 @@ def test_refusals_of_texts(speaking):
         (replace(GOAL, judge=lambda text: 2.0), {"push": push}, [1.0], "from 0 to 1"),
     ):
         with pytest.raises(InterpError, match=message):
-            text_dose_response(speaking, goal, methods, doses, max_new_tokens=2)
+            dose_response(speaking, goal, methods, doses, max_new_tokens=2)
     with pytest.raises(PairError, match="0 prompts"):
         replace(GOAL, prompts=())
     with pytest.raises(PairError, match="1 reworded prompts for 2"):
@@ -202,7 +202,7 @@ def test_a_dose_of_nothing_is_the_model_and_the_prompt_edit_is_another_prompt():
     model = load("shapes")
     goal = PictureGoal(scenes_for("background", "black", 3, 5), "background", "black")
     edits = [Add(Site("latents"), 0.0)]
-    found = picture_dose_response(model, goal, {"nothing": lambda dose: edits}, [0.0], steps=8)
+    found = dose_response(model, goal, {"nothing": lambda dose: edits}, [0.0], steps=8)
     share = found.data["success_by"].sel(dose=0.0)
     assert share.sel(way="nothing", reader="checker") == 0 and share.sel(way="prompt edit", reader="checker") == 1
     plain = run(model, goal.sampling(model, 8)).pictures()

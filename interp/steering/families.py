@@ -26,7 +26,7 @@ from interp.errors import InterpError, ShapeError, nearest
 from interp.interventions.edits import Edit, Latents, Modulate
 from interp.kernels.directions import difference_of_means
 from interp.models.site import Site
-from interp.steering.concept import Concept, concept, each_step
+from interp.steering.concepts import Concept, concept, each_step
 from interp.steering.measured import Measured
 
 

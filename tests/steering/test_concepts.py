@@ -12,7 +12,7 @@ from interp.interventions.edits import Add, Gate, Modulate, Replace, Swap, When
 from interp.models.guidance import Branch
 from interp.models.site import Site
 from interp.steering import Measured, concept, concept_of_latent, family, one_against_rest, project_out, random_concept
-from interp.steering.concept import METHODS
+from interp.steering.concepts import METHODS
 
 WIDTH, SITE, OTHER = 12, Site("resid_post", 1), Site("resid_post", 0)
 
