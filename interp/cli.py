@@ -505,7 +505,7 @@ def steer(
             raise InterpError(f"{model} makes pictures; they are steered from Python: docs/steering.md.")
         site = interp.Site("resid_post", layer)
         sides = (language_states(loaded, texts, [site])[0] for texts in (data.positive, data.negative))
-        found = between(data.name, *sides, method=method)  # type: ignore[arg-type]  # checked there
+        found = between(data.name, *sides, method=method)
         if prompt is not None:
             if beside := [o for o, on in (("--json", as_json), ("--out", out), ("--html", html), ("--png", png)) if on]:
                 raise InterpError(f"{beside[0]} belongs to judged doses: leave out the prompt.")

@@ -37,7 +37,6 @@ from interp.kernels.directions import difference_of_means, probe
 from interp.models.site import Site
 from interp.steering.measured import Measured
 
-Unit = Literal["norm", "std", "gap"]
 UNITS = ("norm", "std", "gap")
 
 
@@ -94,7 +93,7 @@ class Concept:
         write = torch.cat([one.write for one in self.latents])
         return write / write.norm(dim=-1, keepdim=True)
 
-    def amount(self, strength: float, unit: Unit) -> Float[Tensor, "step"]:
+    def amount(self, strength: float, unit: str) -> Float[Tensor, "step"]:
         """A strength as a change of the latent's activation.
 
         Raises:
@@ -112,7 +111,7 @@ class Concept:
             )
         return strength * (self.high - self.low)
 
-    def level(self, at: float, unit: Unit) -> Float[Tensor, "step"]:
+    def level(self, at: float, unit: str) -> Float[Tensor, "step"]:
         """A value of the activation: with `"gap"` 0 is that of negative examples and 1 that of positive ones.
 
         With `"std"` it counts from the mean, with `"norm"` from 0.
@@ -122,7 +121,7 @@ class Concept:
 
     # -- edits ------------------------------------------------------------------------------------
 
-    def add(self, strength: float, unit: Unit = "norm", **where: Any) -> list[Edit]:
+    def add(self, strength: float, unit: str = "norm", **where: Any) -> list[Edit]:
         """Add along the direction: x ← x + amount · write.
 
         Args:
@@ -131,12 +130,12 @@ class Concept:
         change = self.amount(strength, unit)
         return self._each(lambda k, one: Add(self.site, one.write[0], float(change[k])), where)
 
-    def clamp(self, at: float, unit: Unit = "gap", **where: Any) -> list[Edit]:
+    def clamp(self, at: float, unit: str = "gap", **where: Any) -> list[Edit]:
         """The activation becomes `at` (`level`), whatever it was."""
         level = self.level(at, unit)
         return self._each(lambda k, one: Modulate(self.site, one, 0.0, float(level[k])), where)
 
-    def multiply(self, gain: float, above: float | None = None, unit: Unit = "std", **where: Any) -> list[Edit]:
+    def multiply(self, gain: float, above: float | None = None, unit: str = "std", **where: Any) -> list[Edit]:
         """The activation is multiplied where it exceeds `above` (`level`); `None`: where the latent is active."""
 
         def edit(k: int, one: Latents) -> Edit:
@@ -161,7 +160,7 @@ class Concept:
             lambda k, one: Modulate(self.site, replace(one, write=one.write - other.latents[k].write), 0.0), where
         )
 
-    def replace_where(self, value: Value, above: float, unit: Unit = "gap", **where: Any) -> list[Edit]:
+    def replace_where(self, value: Value, above: float, unit: str = "gap", **where: Any) -> list[Edit]:
         """Patch replacement: the concept says where, and the whole state is replaced there by `value`.
 
         Args:
@@ -212,9 +211,7 @@ def each_step(site: Site, edits: Sequence[Edit], where: Mapping[str, Any]) -> li
 # -- finding them ----------------------------------------------------------------------------------------------
 
 
-def concept(
-    name: str, positive: Measured, negative: Measured, method: Literal["mean", "pca", "probe"] = "mean"
-) -> Concept:
+def concept(name: str, positive: Measured, negative: Measured, method: str = "mean") -> Concept:
     """The direction from negative to positive states.
 
     Args:

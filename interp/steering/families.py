@@ -120,7 +120,7 @@ def family(measured: Measured, labels: Sequence[str]) -> Family:
     return Family(measured.site, values, means, basis, measured.norm())
 
 
-def one_against_rest(measured: Measured, labels: Sequence[str], value: str, method: Any = "mean") -> Concept:
+def one_against_rest(measured: Measured, labels: Sequence[str], value: str, method: str = "mean") -> Concept:
     """A value as a `concept`: its examples against all others.
 
     Raises:

@@ -74,7 +74,7 @@ def x0_only(model: Denoiser, sampling: Sampling, edits: Sequence[Edit]) -> list[
     rows = Denoising(model, sampling, [list(edits)])
     levels = [*rows.schedule.sigmas, _last(scheduler)]
     acting = sorted({step for edit in edits for step in _steps(rows, edit)})
-    own = UnderPrompt(tuple(sampling.prompts))  # type: ignore[arg-type]  # all of one kind
+    own = UnderPrompt(tuple(sampling.prompts))  # pyright: ignore[reportArgumentType]  # all of one kind
     out, site = list(edits), Site("prediction")
     for step in acting:
         now, then = levels[step], levels[step + 1]

@@ -215,8 +215,9 @@ def _of_rows(edits: Sequence[Edit], rows: Sequence[int], n: int) -> list[Edit]:
         if edit.rows is not None:
             raise InterpError(f"The edit at {edit.site} names rows; give positions of every row instead.")
         at = edit.positions
-        whole = isinstance(at, torch.Tensor) and at.ndim == 2 and len(at) == n
-        own.append(replace(edit, positions=at[list(rows)]) if whole else edit)  # type: ignore[index]
+        if isinstance(at, torch.Tensor) and at.ndim == 2 and len(at) == n:
+            edit = replace(edit, positions=at[list(rows)])
+        own.append(edit)
     return own
 
 
