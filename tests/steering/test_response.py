@@ -53,7 +53,7 @@ def test_the_best_dose_lies_within_the_limits_or_is_none():
     assert found.best(limit=0.3)["m0"].dose == 1.0 and found.best(garbage=0.5)["m1"].dose == 1.0
     assert "no dose" in found.summary() and "success 0.60 at dose 0.5" in found.summary()
     with pytest.raises(InterpError, match="below 0"):
-        found.best(limit=-1)
+        found.best(limit=-1.0)
 
 
 def test_a_response_is_drawn_and_kept(tmp_path):
