@@ -8,8 +8,8 @@ from typing import Any
 from interp.errors import InterpError
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
-from interp.steering.picture_response import Method, PictureGoal, picture_dose_response
-from interp.steering.response import DoseResponse
+from interp.steering.picture_response import PictureGoal, picture_dose_response
+from interp.steering.response import DoseResponse, Method
 from interp.steering.text_response import TextGoal, text_dose_response
 
 

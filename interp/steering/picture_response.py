@@ -13,10 +13,9 @@ The prompt edit (the target's word in the prompt) is always drawn too: what perf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -35,11 +34,9 @@ from interp.shapes.judge import load_judge
 from interp.shapes.reading import UNCLEAR, Reading, compare, ideal
 from interp.shapes.scene import CELLS, FACTORS, Scene, sample_scene
 from interp.steering.measured import Manifold
-from interp.steering.response import DoseResponse, checked_doses, response_dataset
+from interp.steering.response import DoseResponse, Method, checked_doses, edits_at, response_dataset
 from interp.tasks.image_metrics import as_bytes
 
-Method: TypeAlias = Callable[[float], Sequence[Edit]] | Sequence[Edit]
-"""From a dose to edits; or edits without a dose."""
 READERS = ("checker", "judge")
 SHOWN = 6
 """Pictures that a result keeps of each method and dose."""
@@ -149,7 +146,7 @@ def picture_dose_response(
     judge = load_judge()
     for m, d in progress(work, f"{n} pictures each"):
         name, method = list(plans.items())[m]
-        edits = list(method(numbers[d])) if callable(method) else list(method)
+        edits = edits_at(method, numbers[d])
         rows = replace(sampling, prompts=tuple(map(full_caption, goal.wanted))) if name == "prompt edit" else sampling
         pictures, away = _drawn(model, rows, edits, manifolds)
         at = (m, slice(None)) if not callable(method) else (m, d)

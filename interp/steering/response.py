@@ -8,13 +8,14 @@ and garbage stay below a limit, and says so where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from interp.errors import InterpError, nearest
+from interp.interventions.edits import Edit
 from interp.results import Result
 from interp.statistics import bootstrap_interval
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from xarray import Dataset
 
+Method: TypeAlias = Callable[[float], Sequence[Edit]] | Sequence[Edit]
+"""From a dose to edits; or edits without a dose."""
 MEASURES = ("success", "damage", "garbage", "distance")
 
 
@@ -168,3 +171,8 @@ def checked_doses(doses: Sequence[float], methods: Mapping[str, Any]) -> list[fl
     if not numbers or not np.isfinite(numbers).all() or len(set(numbers)) < len(numbers):
         raise InterpError(f"Doses {numbers}: give at least one, finite, each once.")
     return sorted(numbers)
+
+
+def edits_at(method: Method, dose: float) -> list[Edit]:
+    """The edits of a method at a dose."""
+    return list(method) if isinstance(method, Sequence) else list(method(dose))

@@ -32,9 +32,8 @@ from interp.models.prompts import Prompts
 from interp.progress import Progress, silent
 from interp.results import provenance
 from interp.steering.measured import Manifold
-from interp.steering.response import DoseResponse, checked_doses, response_dataset
+from interp.steering.response import DoseResponse, Method, checked_doses, edits_at, response_dataset
 
-Method: TypeAlias = Callable[[float], Sequence[Edit]] | Sequence[Edit]
 Judge: TypeAlias = Callable[[str], float]
 _AT_ONCE = 16
 
@@ -109,7 +108,7 @@ def text_dose_response(
     work = [(m, d) for m, method in enumerate(plans.values()) for d in range(len(numbers) if callable(method) else 1)]
     for m, d in progress(work, f"{n} continuations each"):
         method = list(plans.values())[m]
-        edits = list(method(numbers[d])) if callable(method) else list(method or ())
+        edits = [] if method is None else edits_at(method, numbers[d])
         at = (m, d) if callable(method) else (m, slice(None))
         inputs = goal.reworded if method is None else goal.prompts
         sites = [one.site for one in manifolds]
