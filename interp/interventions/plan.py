@@ -130,7 +130,7 @@ class Ops:
         form, operand = self.form, self.table[torch.from_numpy(self.operand).to(x.device)].to(x.dtype)
         if form.latents is not None:
             read, write, bias, threshold = (part.to(x) for part in _parts(form.latents))
-            gain, offset = operand.split(len(form.latents), -1)
+            gain, offset = operand.tensor_split(2, -1)
             return modulate(x, at, group, read, write, bias, threshold, gain, offset)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
         operand = operand[:, : x.shape[-1]]

@@ -135,3 +135,9 @@ def test_every_token_of_a_generation_is_modulated():
         torch.testing.assert_close(found.logits[row, 3], expected[0], rtol=0, atol=1e-9)
     late = generate(model, prompts, [Modulate(SITE, LATENTS, 0.0, 30.0, when=When({2}))], max_new_tokens=4)
     assert torch.equal(late.logits[:, :2], generate(model, prompts, max_new_tokens=4).logits[:, :2])
+
+
+def test_no_latents_change_nothing():
+    model, none = described("llama"), READ[:0]
+    plain = run(model, PROMPTS).logits
+    assert torch.equal(run(model, PROMPTS, [Modulate(SITE, Latents(none, none), 5.0, 3.0)]).logits, plain)
