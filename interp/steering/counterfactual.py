@@ -30,7 +30,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, PairError, ShapeError
 from interp.interventions.denoise import denoise
-from interp.interventions.edits import Add, Edit, Latents, Modulate, Replace, When
+from interp.interventions.edits import Edit, Latents, Modulate, Replace, When
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
 from interp.models.site import Site
@@ -97,30 +97,23 @@ class CounterfactualMap:
     """An affine change of a site's states, in each step.
 
     Attributes:
-        latents: of each step, what is read and written.
-        shift: what is added everywhere.
+        latents: of each step, what is read and written. The last one reads nothing: its activation is 1, and it writes
+            the shift.
         explained: of each step, the share of the change's mean square that the map explains on the states it was fitted
             on.
     """
 
     site: Site
     latents: tuple[Latents, ...]
-    shift: Float[Tensor, "step width"]
     explained: Float[Tensor, "step"]
 
     def apply(self, strength: float = 1.0, **where: Any) -> list[Edit]:
         """Go part of the way: x ← x + strength · (what the other prompt would change, as far as the map knows).
 
         Args:
-            where: `positions`, `rows`, `when`, `gate`, as of the edits.
+            where: `positions`, `rows`, `when`, `gate`, `keep_norm`, as of the edits.
         """
-        edits: list[Edit] = []
-        for k, one in enumerate(self.latents):
-            # Of both edits the modulation reads first; the shift is no state that it should read.
-            edits.append(Modulate(self.site, one, 1.0 + strength))
-            edits.append(Add(self.site, self.shift[k], strength))
-        read, added = each_step(self.site, edits[::2], where), each_step(self.site, edits[1::2], where)
-        return [edit for pair in zip(read, added, strict=True) for edit in pair]
+        return each_step(self.site, [Modulate(self.site, one, 1.0 + strength) for one in self.latents], where)
 
 
 def counterfactual_map(
@@ -146,7 +139,7 @@ def counterfactual_map(
         raise InterpError(f"rank={rank}, ridge={ridge}: a rank of 0 to {width}, and a ridge above 0.")
     if examples is not None:
         base, other = base.of(examples), other.of(examples)
-    latents, shifts, explained = [], [], []
+    latents, explained = [], []
     for h, wanted in zip(base.states.double(), other.states.double(), strict=True):
         change = wanted - h
         shift, centred = change.mean(0), h - h.mean(0)
@@ -159,6 +152,10 @@ def counterfactual_map(
         bias = -(read @ h.mean(0))
         left = (change - shift - (h @ read.T + bias) @ write).square().sum()
         explained.append(1 - left / change.square().sum().clamp(min=1e-30))
-        latents.append(Latents(*(part.to(base.states) for part in (read, write, bias))))
-        shifts.append(shift.to(base.states))
-    return CounterfactualMap(base.site, tuple(latents), torch.stack(shifts), torch.stack(explained).to(base.states))
+        whole = (
+            torch.cat([read, read.new_zeros(1, width)]),
+            torch.cat([write, shift[None]]),
+            torch.cat([bias, bias.new_ones(1)]),
+        )
+        latents.append(Latents(*(part.to(base.states) for part in whole)))
+    return CounterfactualMap(base.site, tuple(latents), torch.stack(explained).to(base.states))
