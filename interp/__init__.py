@@ -21,6 +21,9 @@ _HOMES = {
     "Scale": "interp.interventions.edits",
     "Ablate": "interp.interventions.edits",
     "Swap": "interp.interventions.edits",
+    "Modulate": "interp.interventions.edits",
+    "Gate": "interp.interventions.edits",
+    "Latents": "interp.interventions.edits",
     "Knockout": "interp.interventions.edits",
     "When": "interp.interventions.edits",
     "UnderPrompt": "interp.interventions.edits",
@@ -44,6 +47,8 @@ _HOMES = {
     "edit_concept": "interp.steering",
     "edit_report": "interp.steering",
     "load_edit": "interp.steering",
+    "steer": "interp.steering",
+    "dose_response": "interp.steering",
     "Result": "interp.results",
     "InterpError": "interp.errors",
 }
@@ -67,7 +72,10 @@ if TYPE_CHECKING:
     from interp.interventions.differentiable import differentiable as differentiable
     from interp.interventions.edits import Ablate as Ablate
     from interp.interventions.edits import Add as Add
+    from interp.interventions.edits import Gate as Gate
     from interp.interventions.edits import Knockout as Knockout
+    from interp.interventions.edits import Latents as Latents
+    from interp.interventions.edits import Modulate as Modulate
     from interp.interventions.edits import Replace as Replace
     from interp.interventions.edits import Scale as Scale
     from interp.interventions.edits import Swap as Swap
@@ -87,9 +95,11 @@ if TYPE_CHECKING:
     from interp.models.site import Site as Site
     from interp.patching import patch as patch
     from interp.results import Result as Result
+    from interp.steering import dose_response as dose_response
     from interp.steering import edit_concept as edit_concept
     from interp.steering import edit_report as edit_report
     from interp.steering import load_edit as load_edit
+    from interp.steering import steer as steer
     from interp.tracing import attention_maps as attention_maps
     from interp.tracing import knockout as knockout
     from interp.tracing import trace as trace

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from interp.tasks import Task
 
 app = typer.Typer(
-    help="Causal, mechanistic interpretability: trace facts, patch activations, find circuits.",
+    help="Causal, mechanistic interpretability: trace facts, patch activations, find circuits, steer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -525,6 +525,64 @@ def _task(name: str, n: int, seed: int, split: str = "all") -> Task:
     if path.suffix in (".jsonl", ".csv"):
         return tasks.Task.from_jsonl(path) if path.suffix == ".jsonl" else tasks.Task.from_csv(path)
     raise InterpError(f"There is no task {name!r}, and it is no .jsonl or .csv file." + nearest(name, TASKS))
+
+
+@app.command()
+def steer(
+    prompt: Annotated[
+        str | None, typer.Argument(help="A text to continue at each dose; without it doses are judged.")
+    ] = None,
+    concept: Annotated[str, typer.Option(help="sentiment, french or sea.")] = "sentiment",
+    layer: Annotated[int, typer.Option(help="Whose output (resid_post) is steered.")] = 12,
+    method: Annotated[str, typer.Option(help="How the direction is found: mean, pca or probe.")] = "mean",
+    doses: Annotated[str, typer.Option(help="In mean lengths of a state; 0 is the model as it is.")] = "0,0.1,0.2,0.3",
+    n: Annotated[int, typer.Option(help="Prompts that doses are judged on.")] = 20,
+    tokens: Annotated[int, typer.Option(help="New tokens of each continuation.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the random direction.")] = 0,
+    model: Model = "smollm2-135m",
+    html: Html = None,
+    as_json: Json = False,
+    out: Out = None,
+    png: Png = None,
+) -> None:
+    """Steer text along the direction of a concept: what does each dose bring, and what does it damage?"""
+    import interp
+    from interp.progress import bar, silent
+    from interp.steering import TextGoal, dose_response, language_states, random_concept
+    from interp.steering import concept as between
+    from interp.tasks.concept_texts import concept_texts
+
+    with _told():
+        numbers, data = _doses(doses), concept_texts(concept)
+        loaded = interp.load(model)
+        if not isinstance(loaded, interp.LanguageModel):
+            raise InterpError(f"{model} makes pictures; they are steered from Python: docs/steering.md.")
+        site = interp.Site("resid_post", layer)
+        sides = (language_states(loaded, texts, [site])[0] for texts in (data.positive, data.negative))
+        found = between(data.name, *sides, method=method)
+        if prompt is not None:
+            if beside := [o for o, on in (("--json", as_json), ("--out", out), ("--html", html), ("--png", png)) if on]:
+                raise InterpError(f"{beside[0]} belongs to judged doses: leave out the prompt.")
+            for dose in numbers:
+                console.print(f"dose {dose:g}:", style="bold", end=" ")
+                settings = {"max_new_tokens": tokens, "temperature": 0.7, "seed": seed}
+                for piece in interp.steer(loaded, found.add(dose)).stream(prompt, **settings):
+                    console.print(piece[0], end="", markup=False, highlight=False)
+                console.print()
+            return
+        goal = TextGoal(data.name, data.prompts[:n], data.judge, data.unrelated, data.reworded[:n])
+        methods = {method: found.add, "random direction": random_concept(found, seed).add}
+        result = dose_response(
+            loaded, goal, methods, numbers, max_new_tokens=tokens, seed=seed, progress=silent if as_json else bar
+        )
+        _deliver(result, result.title, html, as_json, out, png)
+
+
+def _doses(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InterpError(f"--doses {text!r}: numbers with commas between them, such as 0,0.1,0.2.") from None
 
 
 @app.command()

@@ -264,3 +264,46 @@ def test_every_task_has_a_name_here_and_a_split() -> None:
     for name in TASKS:
         train, held_out = (_task(name, 3, 0, split) for split in ("train", "held out"))
         assert len(train) == len(held_out) == 3 and train.pairs != held_out.pairs
+
+
+STEER = ["steer", "--concept", "sea", "--layer", "1", "--doses", "0,0.5", "--n", "2", "--tokens", "3"]
+
+
+def test_doses_are_judged_or_told(speaking, monkeypatch, tmp_path) -> None:
+    import interp
+    from interp.steering import DoseResponse
+
+    monkeypatch.setattr(interp, "load", lambda name: speaking)
+    files = {name: tmp_path / f"s.{name}" for name in ("html", "nc", "png")}
+    written = ["--html", str(files["html"]), "--out", str(files["nc"]), "--png", str(files["png"])]
+    found = CliRunner().invoke(app, [*STEER, *written])
+    assert found.exit_code == 0, found.output
+    result = Result.load(files["nc"])
+    assert isinstance(result, DoseResponse)
+    assert result.data["way"].values.tolist() == ["mean", "random direction", "prompt edit"]
+    assert float(result.data["damage"].sel(way="mean", dose=0.5)) > 0
+    assert files["png"].read_bytes().startswith(b"\x89PNG") and "Steering to the sea" in files["html"].read_text()
+    told = CliRunner().invoke(app, ["steer", "The cat sat", *STEER[1:]])
+    assert told.exit_code == 0, told.output
+    assert told.output.count("dose ") == 2
+    plain = interp.generate(speaking, "The cat sat", max_new_tokens=3, temperature=0.7).texts[0]
+    assert " ".join(plain.split()) in " ".join(told.output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--concept", "anger"], "no concept 'anger'"),
+        (["--doses", "a,b"], "numbers with commas between"),
+        (["--layer", "9"], "3 layers, numbered 0 to 2"),
+        (["--method", "pcr"], "no method 'pcr'"),
+        (["The cat", "--json"], "belongs to judged doses"),
+    ],
+)
+def test_mistakes_about_doses(speaking, monkeypatch, options, message: str) -> None:
+    import interp
+
+    monkeypatch.setattr(interp, "load", lambda name: speaking)
+    found = CliRunner().invoke(app, ["steer", "--layer", "1", *options])
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.split())

@@ -27,7 +27,7 @@ from interp.interventions.plan import Index, KeyAxis, Ops, Plan, compile_variant
 from interp.models.attention import attending
 from interp.models.denoiser import Denoiser, Sampling, refuse_silenced
 from interp.models.guidance import Branch
-from interp.models.hooks import Forward, Watcher, replaced, stepping, stopping_at, tapped
+from interp.models.hooks import Forward, Watcher, refuse_held, replaced, stepping, stopping_at, tapped
 from interp.models.prompts import Prompts, from_token_lists
 from interp.models.site import ATTENTION_PARTS, Site
 from interp.models.tap import Tap
@@ -119,6 +119,7 @@ class Denoising:
         checked: Schedule | None = None,
     ) -> None:
         refuse_silenced(model.network, model.name)
+        refuse_held(model.network)
         self.model, self.base, self.variants = model, sampling, variants
         self.layout = model.layout(sampling)
         pairs = [(v, e) for v in range(len(variants)) for e in range(len(sampling))] if rows is None else list(rows)

@@ -12,6 +12,8 @@ Common arguments:
     rows: indices of the prompts concerned; `None`: all.
     units: indices on the last axis (neurons, for `mlp_act`; keys, for a denoiser's scores and patterns); `None`: all.
     when: passes of `generate` or of a denoising run that are concerned; `None`: every one.
+    gate: what a state must hold for the edit to act there; `None`: it acts on all.
+    keep_norm: whether the edited state (of each head, at a part with heads) is scaled back to the length that it had.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import SiteError
@@ -82,6 +85,45 @@ class When:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """Where in a run an edit acts, told from the states themselves: at places where x · read > threshold.
+
+    x is the state as the edit finds it, after those before it in the list. With `UnderPrompt` or a run as value, the
+    gate still looks at the edited row.
+
+    Attributes:
+        read: of the site's width (of a head's, at a part with heads).
+        threshold: in the units of x · read; of a latent with a bias, its threshold minus the bias.
+    """
+
+    read: Float[Tensor, "width"]
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Latents:
+    """Units of a dictionary: how each is read from a state x, and what it writes into it.
+
+    The activation of unit i is a_i = z_i where z_i = x · read_i + bias_i exceeds threshold_i, and 0 elsewhere. A
+    direction d of unit length is the latent whose read and write are both d.
+
+    Attributes:
+        read: [latent, width], rows of the encoder.
+        write: [latent, width], rows of the decoder (atoms).
+        bias: [latent]; `None`: 0.
+        threshold: [latent], of JumpReLU units; 0 for a ReLU; `None`: none, so that a_i = z_i, of either sign.
+    """
+
+    read: Tensor
+    write: Tensor
+    bias: Tensor | None = None
+    threshold: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Replace:
     """x ← value. Activation patching, when the value is a run."""
 
@@ -91,6 +133,7 @@ class Replace:
     rows: Sequence[int] | None = None
     units: Sequence[int] | None = None
     when: When | None = None
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +147,8 @@ class Add:
     rows: Sequence[int] | None = None
     units: Sequence[int] | None = None
     when: When | None = None
+    gate: Gate | None = None
+    keep_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +200,32 @@ class Swap:
     positions: Positions = None
     rows: Sequence[int] | None = None
     when: When | None = None
+    gate: Gate | None = None
+    keep_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Modulate:
+    """x ← x + Σ_i (gain_i · a_i + offset_i − a_i) write_i: latents are read, changed, and only the change is written.
+
+    gain 1 adds `offset`; gain 0 clamps to it; offset 0 multiplies, where the latent is active. All latents are read
+    from the same x. What a dictionary does not explain stays as it was, since nothing is decoded; no other latent is
+    computed. (Of a TopK dictionary that is the activation before the others compete.)
+
+    Args:
+        gain: one for all latents, or one each.
+        offset: likewise, in the units of the activations.
+    """
+
+    site: Site
+    latents: Latents
+    gain: float | Sequence[float] = 1.0
+    offset: float | Sequence[float] = 0.0
+    positions: Positions = None
+    rows: Sequence[int] | None = None
+    when: When | None = None
+    gate: Gate | None = None
+    keep_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,4 +268,4 @@ class Knockout:
         return Site(f"{self.attention or 'attn'}_scores", self.layer, self.head)
 
 
-Edit: TypeAlias = Replace | Add | Scale | Ablate | Swap | Knockout
+Edit: TypeAlias = Replace | Add | Scale | Ablate | Swap | Modulate | Knockout

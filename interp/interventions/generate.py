@@ -1,4 +1,4 @@
-"""`generate`: continue prompts with edits at work, at chosen steps.
+"""`generate`: continue prompts with edits at work, at chosen steps; `stream`: the same, token by token.
 
 Step 0 reads the prompt; step `k` reads the k-th new token. What an edit changes stays changed: later steps
 see it through the cached keys and values, exactly as if the whole text were run with the edit at that
@@ -11,7 +11,7 @@ positions up to its own, prompt and new tokens alike. Prompts are padded on the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +53,6 @@ class Generation:
     activations: dict[Site, Tensor]
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel,
     inputs: str | Sequence[str] | Prompts | Tensor,
@@ -81,15 +80,64 @@ def generate(
             prompt's first token sees itself alone); logits that are not numbers.
         ShapeError: as `run`; at later steps also values from a run of the prompts, which ends before them.
     """
-    prompts = model.prompts(inputs)
     sites = capture_sites(model, capture)
-    if max_new_tokens < 1:
-        raise InterpError(f"max_new_tokens={max_new_tokens}: at least 1.")
-    if model.runner is not None:
-        raise InterpError(
-            f"{model.name} runs through nnsight, whose own `generate` serves it; load the network itself."
-        )
-    steps = _Steps(model, prompts, edits, sites, max_new_tokens)
+    steps = _Steps(model, model.prompts(inputs), edits, sites, max_new_tokens)
+    found = list(_continued(model, steps, temperature, seed))
+    new, logits = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    texts = tuple(model.tokenizer.decode(row) for row in new.tolist()) if model.tokenizer else ()
+    whole = {site: torch.stack(steps.places.rows[site.all_heads], 1) for site in sites}
+    picked = {s: x if s.head is None else x.select(2, s.head) for s, x in whole.items()}
+    return Generation(steps.keys.prompts, new, texts, logits, picked)
+
+
+def stream(
+    model: LanguageModel,
+    inputs: str | Sequence[str] | Prompts | Tensor,
+    edits: Sequence[Edit] = (),
+    *,
+    max_new_tokens: int = 20,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[tuple[str, ...]]:
+    """The new text of each prompt as it is made: one piece per prompt and step; joined they are `Generation.texts`.
+
+    A piece is empty while a character is unfinished. Mistakes are found on the call, before the first piece is asked
+    for; between pieces no hook hangs on the network, so it can be used for something else.
+
+    Args:
+        edits: and the other arguments, as in `generate`.
+
+    Raises:
+        InterpError, ShapeError: as `generate`; a model without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise InterpError(f"{model.name} has no tokenizer, so its tokens are no text; use generate.")
+    steps = _Steps(model, model.prompts(inputs), edits, (), max_new_tokens)
+    return _pieces(model.tokenizer, _continued(model, steps, temperature, seed), max_new_tokens)
+
+
+def _pieces(tokenizer: Any, tokens: Iterator[tuple[Tensor, Tensor]], n_steps: int) -> Iterator[tuple[str, ...]]:
+    new: list[list[int]] = []
+    told: list[str] = []
+    for step, (token, _) in enumerate(tokens):
+        new = [[*row, one] for row, one in zip(new or [[] for _ in token], token.tolist(), strict=True)]
+        told = told or [""] * len(new)
+        pieces = []
+        for row, ids in enumerate(new):
+            text = tokenizer.decode(ids)
+            unfinished = text.endswith("\ufffd") and step < n_steps - 1
+            # What was told must stay: cleaned-up spaces before punctuation would take a character back.
+            ready = not unfinished and text.startswith(told[row])
+            pieces.append(text[len(told[row]) :] if ready else "")
+            told[row] = text if ready else told[row]
+        yield tuple(pieces)
+
+
+def _continued(
+    model: LanguageModel, steps: _Steps, temperature: float, seed: int
+) -> Iterator[tuple[Int[Tensor, "batch"], Float[Tensor, "batch d_vocab"]]]:
+    """Token by token: what was chosen for each prompt, and from which logits."""
+    prompts, watchers, cores = steps.keys.prompts, steps.places.watchers(model), steps.places.cores(model)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     columns = [
         [0] * int(pad) + row[:n] for pad, row, n in zip(steps.pad, prompts.ids.tolist(), steps.lengths, strict=True)
@@ -97,31 +145,26 @@ def generate(
     ids = torch.tensor(columns, device=model.device)
     mask = torch.arange(ids.shape[1])[None] >= torch.from_numpy(steps.pad)[:, None]
     mask = mask.long().to(model.device)
-    cache, tokens, logits = None, [], []
-    with ExitStack() as hooks:
-        hooks.enter_context(tapped(steps.places.watchers(model), len(prompts)))
-        hooks.enter_context(routed(steps.places.cores(model)))
-        for step in range(max_new_tokens):
-            steps.now, steps.width = step, ids.shape[1]
-            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    cache = None
+    for step in range(steps.n):
+        steps.now, steps.width = step, ids.shape[1]
+        position = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with torch.no_grad(), ExitStack() as hooks:
+            hooks.enter_context(tapped(watchers, len(prompts)))
+            hooks.enter_context(routed(cores))
             out = model.network(
                 input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
             )
-            cache = out.past_key_values
-            logits.append(out.logits[:, -1])
-            if (lost := logits[-1].isnan().any(-1)).any():
-                raise InterpError(
-                    f"The logits of step {step} are not numbers for prompts {lost.nonzero()[:, 0].tolist()}: an edit "
-                    "left a query without keys, or drove a state to infinity."
-                )
-            tokens.append(_choose(logits[-1], temperature, generator))
-            ids = tokens[-1][:, None]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-    new = torch.stack(tokens, 1)
-    texts = tuple(model.tokenizer.decode(row) for row in new.tolist()) if model.tokenizer else ()
-    whole = {site: torch.stack(steps.places.rows[site.all_heads], 1) for site in sites}
-    picked = {s: x if s.head is None else x.select(2, s.head) for s, x in whole.items()}
-    return Generation(prompts, new, texts, torch.stack(logits, 1), picked)
+        cache, logits = out.past_key_values, out.logits[:, -1]
+        if (lost := logits.isnan().any(-1)).any():
+            raise InterpError(
+                f"The logits of step {step} are not numbers for prompts {lost.nonzero()[:, 0].tolist()}: an edit "
+                "left a query without keys, or drove a state to infinity."
+            )
+        token = _choose(logits, temperature, generator)
+        yield token, logits
+        ids = token[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -136,7 +179,13 @@ class _Steps:
     def __init__(
         self, model: LanguageModel, prompts: Prompts, edits: Sequence[Edit], sites: Sequence[Site], n_steps: int
     ) -> None:
-        self.now, self.width = 0, 0
+        if n_steps < 1:
+            raise InterpError(f"max_new_tokens={n_steps}: at least 1.")
+        if model.runner is not None:
+            raise InterpError(
+                f"{model.name} runs through nnsight, whose own `generate` serves it; load the network itself."
+            )
+        self.now, self.width, self.n = 0, 0, n_steps
         self.lengths = prompts.lengths.cpu().numpy()
         self.pad = self.lengths.max() - self.lengths
         self.keys = KeyAxis(prompts, n_steps - 1)

@@ -24,8 +24,11 @@ from interp.interventions.edits import (
     Ablate,
     Add,
     Edit,
+    Gate,
     Knockout,
+    Latents,
     LiveRow,
+    Modulate,
     Positions,
     Replace,
     Scale,
@@ -33,8 +36,9 @@ from interp.interventions.edits import (
     UnderPrompt,
     Value,
 )
-from interp.kernels.apply_edits import apply_edits, swap_subspace
+from interp.kernels.apply_edits import apply_edits, modulate, swap_subspace, where_open, with_norm_of
 from interp.models.denoiser import Denoiser
+from interp.models.hooks import refuse_held
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
@@ -44,16 +48,40 @@ Index = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """What distinguishes operations, beside their numbers: edits of one form can be applied in one call.
+
+    Attributes:
+        by_unit: whether single numbers are edited, and not whole states.
+        live: whether operands are what another row has.
+        basis: of a swap; `latents`: of a modulation; neither: `keep · x + operand`.
+        gate, keep_norm: as of the edits.
+    """
+
+    by_unit: bool = False
+    live: bool = False
+    basis: Tensor | None = None
+    latents: Latents | None = None
+    gate: Gate | None = None
+    keep_norm: bool = False
+
+    @property
+    def key(self) -> tuple:
+        """Equal where two edits have the same form: the same tensors, not equal ones."""
+        return self.by_unit, self.live, id(self.basis), id(self.latents), id(self.gate), self.keep_norm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ops:
     """Edits of one site that can be applied together: distinct places, one operation.
 
     `group` is the head (0 for a part without heads); with `by_unit`, the flat index on (head, width), and
-    operands are single numbers. In `live` ops `operand` is the number of a `LiveRow`, still without a table.
+    operands are single numbers. In `live` ops `operand` is the number of a `LiveRow`, still without a table. With
+    `latents` operands are their gains, then their offsets.
     """
 
     site: Site
-    by_unit: bool
-    basis: Tensor | None
+    form: Form
     variant: Index
     example: Index
     position: Index
@@ -61,10 +89,25 @@ class Ops:
     keep: np.ndarray
     operand: Index
     table: Tensor
-    live: bool = False
 
     def __len__(self) -> int:
         return len(self.variant)
+
+    @property
+    def live(self) -> bool:
+        """Whether operands are what another row has at the same place."""
+        return self.form.live
+
+    @property
+    def by_unit(self) -> bool:
+        """Whether single numbers are edited."""
+        return self.form.by_unit
+
+    @property
+    def affine(self) -> bool:
+        """Whether this is `keep · x + operand` and nothing else."""
+        form = self.form
+        return form.basis is None and form.latents is None and form.gate is None and not form.keep_norm
 
     def select(self, chosen: np.ndarray) -> Ops:
         """The edits at these indices (or where a mask is true)."""
@@ -73,15 +116,28 @@ class Ops:
 
     def apply(self, x: Tensor, token: Index) -> Tensor:
         """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`."""
-        shape, device = x.shape, x.device
-        flat = x.reshape(shape[0], -1, 1) if self.by_unit else x.reshape(shape[0], -1, shape[-1])
-        at, group = torch.from_numpy(token).to(device), torch.from_numpy(self.group).to(device)
+        form, shape = self.form, x.shape
+        flat = x.reshape(shape[0], -1, 1) if form.by_unit else x.reshape(shape[0], -1, shape[-1])
+        at, group = torch.from_numpy(token).to(x.device), torch.from_numpy(self.group).to(x.device)
+        edited = self._operated(flat, at, group)
+        if form.keep_norm:
+            edited = with_norm_of(flat, edited, at, group)
+        if form.gate is not None:
+            edited = where_open(flat, edited, at, group, form.gate.read.to(x), form.gate.threshold)
+        return edited.view(shape)
+
+    def _operated(self, x: Tensor, at: Tensor, group: Tensor) -> Tensor:
+        form, operand = self.form, self.table[torch.from_numpy(self.operand).to(x.device)].to(x.dtype)
+        if form.latents is not None:
+            read, write, bias, threshold = (part.to(x) for part in _parts(form.latents))
+            gain, offset = operand.tensor_split(2, -1)
+            return modulate(x, at, group, read, write, bias, threshold, gain, offset)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
-        operand = self.table[torch.from_numpy(self.operand).to(device)][:, : flat.shape[-1]].to(x.dtype)
-        if self.basis is not None:
-            return swap_subspace(flat, at, group, operand, self.basis.to(x.dtype)).view(shape)
-        keep = torch.from_numpy(self.keep).to(device, x.dtype)
-        return apply_edits(flat, at, group, keep, operand).view(shape)
+        operand = operand[:, : x.shape[-1]]
+        if form.basis is not None:
+            return swap_subspace(x, at, group, operand, form.basis.to(x.dtype))
+        keep = torch.from_numpy(self.keep).to(x.device, x.dtype)
+        return apply_edits(x, at, group, keep, operand)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,9 +179,11 @@ def compile_variants(
 
     Raises:
         SiteError: a part, layer or head that the model does not have or cannot serve.
-        InterpError: a position or row outside the prompts; a query left without any key.
+        InterpError: a position or row outside the prompts; a query left without any key; a network that a block around
+            the call steers.
         ShapeError: a value that does not fit its site, or is not finite.
     """
+    refuse_held(model.network)
     gathered: dict[tuple, _Gathered] = {}
     checks = _Checks()
     keys = keys or KeyAxis(prompts)
@@ -134,14 +192,14 @@ def compile_variants(
         for edit in edits:
             parts = _resolve(model, prompts, edit, keys, checks)
             site = parts.site
-            key = (site, wave[site], parts.by_unit, None if parts.basis is None else id(parts.basis), parts.live)
+            key = (site, wave[site], parts.form.key)
             wave[site] += 1
             if key not in gathered:
-                gathered[key] = _Gathered(parts.basis)
+                gathered[key] = _Gathered(parts.form)
             gathered[key].add(variant, parts)
     sites: dict[Site, list[Ops]] = defaultdict(list)
-    for (site, _, by_unit, _, live), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
-        sites[site].append(ops.build(site, by_unit, live))
+    for (site, _, _), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
+        sites[site].append(ops.build(site))
     return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
 
 
@@ -156,14 +214,12 @@ class _Resolved:
     keep: float
     operand: Index
     table: Tensor
-    by_unit: bool = False
-    basis: Tensor | None = None
-    live: bool = False
+    form: Form = Form()
 
 
 @dataclass(slots=True, eq=False)
 class _Gathered:
-    basis: Tensor | None
+    form: Form
     columns: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     tables: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     size: int = 0
@@ -181,12 +237,10 @@ class _Gathered:
         self.columns["keep"].append(np.full(n, parts.keep))
         self.columns["operand"].append(parts.operand + start)
 
-    def build(self, site: Site, by_unit: bool, live: bool) -> Ops:
+    def build(self, site: Site) -> Ops:
         tables = [table for _, table in self.tables.values()]
         columns = {name: np.concatenate(arrays) for name, arrays in self.columns.items()}
-        return Ops(
-            site, by_unit, self.basis, table=tables[0] if len(tables) == 1 else torch.cat(tables), live=live, **columns
-        )
+        return Ops(site, self.form, table=tables[0] if len(tables) == 1 else torch.cat(tables), **columns)
 
 
 class _Checks:
@@ -249,7 +303,10 @@ def _resolve(
             value, keep = _ablation(prompts, edit, site), 0.0
         case Swap(source=value):
             keep = 0.0
+        case Modulate():
+            value, keep = 0.0, 0.0
     width = keys.width if site.part in ATTENTION_PARTS else cast(int, model.width_of(site))
+    form = _form(model, site, edit, width, isinstance(value, LiveRow))
     table, row_stride, slot_stride, head_stride, by_place = _table(
         model, prompts, site, value, edit, width, n_slots, checks
     )
@@ -267,9 +324,9 @@ def _resolve(
     else:
         group = np.full(len(example), chosen[0])
     operand = start + group * head_stride  # a live row has no strides
-    basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
-    live = isinstance(value, LiveRow)
-    resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, basis=basis, live=live)
+    if isinstance(edit, Modulate):
+        operand, table = np.zeros_like(operand), _gains(edit, site, table)
+    resolved = _Resolved(site.all_heads, example, position, group, keep, operand, table, form)
     return resolved if units is None else _by_unit(model, resolved, np.asarray(units), width, value, checks)
 
 
@@ -455,6 +512,61 @@ def _basis(model: LanguageModel | Denoiser, site: Site, basis: Tensor) -> Tensor
     return basis
 
 
+def _form(model: LanguageModel | Denoiser, site: Site, edit: Edit, width: int, live: bool) -> Form:
+    """What an edit does, as far as it is the same at all of its places."""
+    gate, keep_norm = getattr(edit, "gate", None), getattr(edit, "keep_norm", False)
+    latents = edit.latents if isinstance(edit, Modulate) else None
+    what = "a gate" if gate is not None else "keep_norm" if keep_norm else "latents" if latents is not None else None
+    if what and site.part in ATTENTION_PARTS:
+        raise SiteError(f"The edit at {site} has {what}: keys of an attention span no space.")
+    if what and getattr(edit, "units", None) is not None:
+        raise InterpError(f"The edit at {site} has {what}, which is about whole states: leave `units` out.")
+    if gate is not None and not (
+        tuple(gate.read.shape) == (width,) and torch.isfinite(gate.read).all() and not np.isnan(gate.threshold)
+    ):
+        raise ShapeError(
+            f"The gate of the edit at {site} reads {list(gate.read.shape)} with threshold {gate.threshold}; `read` "
+            f"must be [{width}], finite, and the threshold a number."
+        )
+    if latents is not None:
+        _check_latents(latents, site, width)
+    basis = _basis(model, site, edit.basis) if isinstance(edit, Swap) else None
+    return Form(live=live, basis=basis, latents=latents, gate=gate, keep_norm=keep_norm)
+
+
+def _check_latents(latents: Latents, site: Site, width: int) -> None:
+    n = len(latents)
+    for name, part in zip(("read", "write", "bias", "threshold"), _parts(latents), strict=True):
+        wanted = (n, width) if name in ("read", "write") else (n,)
+        if tuple(part.shape) != wanted:
+            raise ShapeError(
+                f"Modulate at {site}: `{name}` of its {n} latents is {list(part.shape)}; it must be {list(wanted)}."
+            )
+        if torch.isnan(part).any() or (name != "threshold" and torch.isinf(part).any()):
+            raise ShapeError(f"Modulate at {site}: `{name}` of its latents holds NaN or infinite numbers.")
+
+
+def _parts(latents: Latents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """read, write, bias, threshold."""
+    none = latents.read.new_zeros(len(latents))
+    bias = none if latents.bias is None else latents.bias
+    threshold = none - torch.inf if latents.threshold is None else latents.threshold
+    return latents.read, latents.write, bias, threshold
+
+
+def _gains(edit: Modulate, site: Site, like: Tensor) -> Tensor:
+    """[1, 2 · latent]: gains, then offsets."""
+    both = []
+    for name, given in (("gain", edit.gain), ("offset", edit.offset)):
+        numbers = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+        if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != len(edit.latents)):
+            raise ShapeError(f"Modulate at {site}: {numbers.numel()} values of {name} for {len(edit.latents)} latents.")
+        if not torch.isfinite(numbers).all():
+            raise ShapeError(f"Modulate at {site}: the {name} {given} holds NaN or infinite numbers.")
+        both.append(numbers.expand(len(edit.latents)))
+    return torch.cat(both)[None]
+
+
 def _by_unit(
     model: LanguageModel | Denoiser,
     whole: _Resolved,
@@ -478,9 +590,9 @@ def _by_unit(
         example=np.repeat(whole.example, n),
         position=np.repeat(whole.position, n),
         group=np.repeat(whole.group, n) * width + np.tile(units, len(whole.group)),
-        operand=np.repeat(whole.operand, n) if whole.live else at_unit,
+        operand=np.repeat(whole.operand, n) if whole.form.live else at_unit,
         table=checks.table(whole.table, ("unit",), lambda: whole.table.reshape(-1, 1), whole.site),
-        by_unit=True,
+        form=replace(whole.form, by_unit=True),
     )
 
 

@@ -140,7 +140,7 @@ def _reached(op: Ops, reads: Index, end: Index, n_layers: int, savings: Savings)
 
 def _effective(op: Ops, base: BaseStates, plan: Plan) -> np.ndarray:
     """Which edits, applied to the base run, change a single bit of it."""
-    if op.site.part in ATTENTION_PARTS or op.basis is not None:
+    if op.site.part in ATTENTION_PARTS or not op.affine:
         return np.ones(len(op), dtype=bool)
     width = plan.prompts.ids.shape[1]
     token = op.example * width + op.position

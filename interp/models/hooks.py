@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from interp.errors import UnfiredError
+from interp.errors import InterpError, UnfiredError
 from interp.models.tap import Tap
 
 Watcher = Callable[[Tensor], Tensor | None]
@@ -67,6 +68,50 @@ def tapped(watchers: Sequence[tuple[str, Tap, Watcher]], batch: int | None, *, f
         raise UnfiredError(
             f"The forward pass never reached {', '.join(silent)}. Nothing was captured or edited there: the "
             "module was skipped or replaced (torch.compile, a fused or cached path), so no result is returned."
+        )
+
+
+_HELD: WeakSet[nn.Module] = WeakSet()
+"""Networks that carry hooks of a block that has not ended, beside those of the run at hand."""
+
+
+@contextmanager
+def held(network: nn.Module) -> Iterator[None]:
+    """While the block runs, `refuse_held` refuses the network: its hooks would change what is measured.
+
+    Raises:
+        InterpError: the network is held already.
+    """
+    refuse_held(network)
+    _HELD.add(network)
+    try:
+        yield
+    finally:
+        _HELD.discard(network)
+
+
+@contextmanager
+def released(network: nn.Module) -> Iterator[None]:
+    """While the block runs, a held network is not refused: whoever holds it sees to it that its hooks do nothing."""
+    was = network in _HELD
+    _HELD.discard(network)
+    try:
+        yield
+    finally:
+        if was:
+            _HELD.add(network)
+
+
+def refuse_held(network: nn.Module) -> None:
+    """Refuse a network that is steered by a block around this call.
+
+    Raises:
+        InterpError: it is.
+    """
+    if network in _HELD:
+        raise InterpError(
+            "This network is steered by a `with interp.steer(…)` block around this call, which would steer it twice, "
+            "or in part. Use the methods of what `steer` returned, or leave the block."
         )
 
 

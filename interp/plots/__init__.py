@@ -2,7 +2,7 @@
 
 from interp.plots.bars import bars
 from interp.plots.circuit import Edge, circuit_graph
-from interp.plots.curves import curves, panels
+from interp.plots.curves import curves, panels, trade_off
 from interp.plots.heatmap import heatmap
 from interp.plots.image import write_png
 from interp.plots.overlay import overlays
@@ -12,6 +12,5 @@ from interp.plots.style import plain, token_label
 
 __all__ = [
     "Edge", "Section", "bars", "circuit_graph", "curves", "heatmap", "overlays", "panels", "picture_grid", "plain",
-    "report", "token_label", "write_png",
-    "write_report",
+    "report", "token_label", "trade_off", "write_png", "write_report",
 ]  # fmt: skip

@@ -191,6 +191,64 @@ def panels(
     return figure
 
 
+def trade_off(
+    x: xarray.DataArray,
+    y: xarray.DataArray,
+    *,
+    line: str,
+    along: str,
+    low: xarray.DataArray,
+    high: xarray.DataArray,
+    title: str,
+    x_title: str,
+    y_title: str,
+    limit: float | None = None,
+) -> plotly.graph_objects.Figure:
+    """A line for each entry of `line`: its points are the entries of `along`, at (x, y), with intervals of y.
+
+    Args:
+        limit: of x, drawn as a dashed line.
+
+    Raises:
+        ShapeError: arrays of other dimensions than `line` and `along`, or no values.
+    """
+    from plotly import graph_objects
+
+    order = (line, along)
+    xs, ys, lows, highs = (style.ordered(a, order, x, "value").astype(float) for a in (x, y, low, high))
+    if not xs.size:
+        raise ShapeError("A trade-off needs at least one point.")
+    figure = graph_objects.Figure()
+    for index, name in enumerate(style.labels_along(x, line, None, "line")):
+        points = [
+            f"{style.plain(name)}<br>{style.plain(along)} {at}<br>{a:.3g}, <b>{b:.3g}</b>"
+            for at, a, b in zip(x[along].values, xs[index], ys[index], strict=True)
+        ]
+        error = {
+            "type": "data", "symmetric": False, "thickness": 0.8, "width": 2,
+            "array": highs[index] - ys[index], "arrayminus": ys[index] - lows[index],
+        }  # fmt: skip
+        figure.add_trace(
+            graph_objects.Scatter(
+                x=xs[index], y=ys[index], mode="lines+markers", name=style.plain(name), hovertext=points,
+                hoverinfo="text", error_y=error, **_look(index, xs.shape[1]),
+            )
+        )  # fmt: skip
+    width = 680
+    style.dress(figure, title, width, 400 + style.title_height(title, width))
+    _axes(figure, list(xs.flat), None, x_title, y_title, False)
+    if limit is not None:
+        figure.add_vline(x=limit, line={"color": "#555555", "width": 1, "dash": "dash"})
+    names = [style.plain(name) for name in style.labels_along(x, line, None, "line")]
+    figure.update_layout(
+        showlegend=True, legend={"x": 1.02, "y": 1, "font": {"size": 12}},
+        margin={
+            "l": 72, "r": 76 + 7.2 * max(map(style.seen_width, names)), "t": style.title_height(title, width), "b": 60
+        },
+    )  # fmt: skip
+    return figure
+
+
 def _checked(
     data: xarray.DataArray, order: tuple[str, ...], low: xarray.DataArray | None, high: xarray.DataArray | None
 ) -> tuple[numpy.ndarray, list[numpy.ndarray]]:

@@ -9,7 +9,7 @@ from models.pipelines import CALLS, pipeline, scheduler
 from interp.errors import InterpError, SiteError
 from interp.interventions.denoise import denoise
 from interp.interventions.denoise_sweep import DenoisingSweep
-from interp.interventions.edits import Add, Replace, Scale, UnderPrompt, When
+from interp.interventions.edits import Add, Gate, Latents, Modulate, Replace, Scale, UnderPrompt, When
 from interp.interventions.schedule import Savings
 from interp.interventions.sweep import plan_sweep, sweep
 from interp.models.denoiser import describe_pipeline
@@ -78,6 +78,11 @@ def variants_of(model, donor, other):
         out.append([Scale(site, 1.0)])
         out.append([Replace(site, UnderPrompt(other), when=When(steps=[0, 1], branch=branch)), Add(site, 0.1)])
     out = out[:: max(1, len(out) // 30)]
+    site = model.sites("block_out")[1]
+    d = torch.linspace(-1, 1, model.width_of(site), dtype=model.dtype)
+    gate, units = Gate(d, 0.0), Latents(d[None], d[None])
+    out += [[Modulate(site, units, gain, 0.5, gate=gate, when=When(steps=[1]))] for gain in (0.0, 2.0)]
+    out.append([Replace(site, UnderPrompt(other), gate=gate), Add(site, d, keep_norm=True, when=When(steps=[2]))])
     out += [[Add(Site(part), 0.1, when=When(steps=[step]))] for part in ("latents", "prediction") for step in (0, 2)]
     return out + [[Scale(site, 0.5)] for site in list(model.text)[:2]] + [[]]
 

@@ -10,7 +10,7 @@ from models.described import captured, described, hooks_on, ragged
 
 from interp.errors import InterpError, ShapeError, SiteError
 from interp.interventions.captured import Run
-from interp.interventions.edits import Ablate, Add, Knockout, Replace, Scale, Swap
+from interp.interventions.edits import Ablate, Add, Gate, Knockout, Latents, Modulate, Replace, Scale, Swap
 from interp.interventions.plan import compile_variants
 from interp.interventions.run import run
 from interp.interventions.sweep import sweep
@@ -114,6 +114,18 @@ BASES = [
     (lambda: Swap(RESID, captured("llama"), torch.eye(6).double()), ShapeError, r"\[6, 6\]; it must be \[24"),
     (lambda: Swap(RESID, captured("llama"), torch.eye(24)[:, 0].double()), ShapeError, r"\[24\]"),
     (lambda: Swap(Z, captured("llama"), torch.eye(24).double()), ShapeError, r"must be \[6"),
+    (lambda: Replace(RESID, 0.0, gate=Gate(zeros(6), 0.0)), ShapeError, r"reads \[6\].*must be \[24\]"),
+    (lambda: Replace(RESID, 0.0, gate=Gate(zeros(24), math.nan)), ShapeError, "the threshold a number"),
+    (lambda: Replace(RESID, 0.0, gate=Gate(with_value(math.nan), 0.0)), ShapeError, "finite"),
+    (lambda: Add(RESID, 1.0, units=[0], keep_norm=True), InterpError, "keep_norm, which is about whole states"),
+    (lambda: Replace(RESID, 0.0, units=[0], gate=Gate(zeros(24), 0.0)), InterpError, "leave `units` out"),
+    (lambda: Add(Site("attn_scores", 1), 1.0, keep_norm=True), SiteError, "span no space"),
+    (lambda: Modulate(Site("attn_pattern", 1), Latents(zeros(1, 7), zeros(1, 7))), SiteError, "latents: keys"),
+    (lambda: Modulate(RESID, Latents(zeros(2, 24), zeros(2, 6))), ShapeError, r"`write` of its 2 latents is \[2, 6\]"),
+    (lambda: Modulate(RESID, Latents(zeros(2, 24), zeros(2, 24), zeros(3))), ShapeError, r"`bias`.*\[3\].*be \[2\]"),
+    (lambda: Modulate(RESID, Latents(with_value(math.inf)[None], zeros(1, 24))), ShapeError, "`read`.*NaN or inf"),
+    (lambda: Modulate(RESID, Latents(zeros(2, 24), zeros(2, 24)), [1.0]), ShapeError, "1 values of gain for 2 latents"),
+    (lambda: Modulate(RESID, Latents(zeros(1, 24), zeros(1, 24)), 1.0, math.inf), ShapeError, "the offset inf holds"),
     (lambda: Swap(RESID, captured("llama"), torch.full((24, 1), math.nan).double()), ShapeError, "basis"),
 ]
 

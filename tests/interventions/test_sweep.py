@@ -12,7 +12,7 @@ from models.described import FAMILIES, captured, described, hooks_on, parts_of, 
 
 from interp.errors import InterpError, ShapeError
 from interp.interventions import packed
-from interp.interventions.edits import Ablate, Add, Knockout, Replace, Scale, Swap, When
+from interp.interventions.edits import Ablate, Add, Gate, Knockout, Latents, Modulate, Replace, Scale, Swap, When
 from interp.interventions.run import run
 from interp.interventions.schedule import Savings, bytes_per_token
 from interp.interventions.sweep import PackedSweep, forward_bytes, plan_sweep, sweep
@@ -67,6 +67,12 @@ def variants_of(model, part, source):
         )
         found.append([Swap(last, source, basis, positions=[1, -1]), Replace(last, source, positions=3, units=[0, 2])])
         found.append([Add(own, noise, positions=4), Knockout(1, keys=2, positions=-1)])
+        units = Latents(basis.T, basis.T + noise, 0.1 * noise[:2], torch.zeros(2, dtype=model.dtype))
+        gate = Gate(noise, 0.0)
+        found += [[Modulate(last, units, gain, 1.0, gate=gate)] for gain in (1.0, 2.0, [0.0, 1.0])]
+        found.append(
+            [Add(first, noise, keep_norm=True), Swap(last, source, basis, gate=gate), Replace(own, 0.5, gate=gate)]
+        )
     return found
 
 

@@ -1,0 +1,126 @@
+"""Texts with and without a concept, prompts that are open to it, and judges that know nothing of directions.
+
+Three concepts: a `"sentiment"` (positive), a language (`"french"`) and a topic (`"sea"`). Of each there are pairs of
+sentences, one with the concept and one without, of like form and content; prompts that suggest neither; and a judge:
+
+- of sentiment and topic a list of words, none of which occurs in the sentences or prompts. A text is positive if it has
+  more words of the one list than of the other, and about the sea if it has at least one of the list;
+- of the language a naive Bayes classifier over three-letter sequences, trained on other sentences.
+
+A judge of words errs: it cannot hear irony, nor a positive word that is denied. So it is asked of unsteered texts too.
+
+All sentences are our own. Start with `concept_texts`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from interp.errors import PairError
+from interp.tasks.pairs import check_choice
+
+CONCEPTS = ("sentiment", "french", "sea")
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptTexts:
+    """What there is of one concept.
+
+    Attributes:
+        name: in words, for titles.
+        positive: sentences with the concept.
+        negative: their counterparts without it, in the same order.
+        prompts: to be continued.
+        reworded: the same prompts after a request for the concept.
+        unrelated: texts that have nothing to do with it.
+        judge: 1 where a text shows the concept, 0 where not.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    prompts: tuple[str, ...]
+    reworded: tuple[str, ...]
+    unrelated: tuple[str, ...]
+    judge: Callable[[str], float]
+
+
+def concept_texts(concept: str) -> ConceptTexts:
+    """The texts of a concept, one of `CONCEPTS`.
+
+    Raises:
+        PairError: there is none of this name.
+    """
+    check_choice("concept", concept, CONCEPTS)
+    own = _load()[concept]
+    identify = own.get("identify")
+    judge = LanguageJudge(identify["for"], identify["against"]) if identify else WordJudge(own["for"], own["against"])
+    prompts = tuple(own["prompts"])
+    return ConceptTexts(
+        own["target"], tuple(own["positive"]), tuple(own["negative"]), prompts,
+        tuple(own["wording"] + prompt for prompt in prompts), tuple(_load()["unrelated"]), judge,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WordJudge:
+    """1 where a text has more words of one list than of the other.
+
+    Attributes:
+        wanted: in lower case; unwanted: likewise, may be empty.
+    """
+
+    wanted: Sequence[str]
+    unwanted: Sequence[str]
+
+    def __call__(self, text: str) -> float:
+        """The verdict on a text."""
+        words = re.findall(r"[^\W\d_]+", text.lower())
+        return float(sum(w in self.wanted for w in words) > sum(w in self.unwanted for w in words))
+
+
+class LanguageJudge:
+    """1 where a text is more probably of the one language than of the other, by its three-letter sequences.
+
+    Naive Bayes with one added to every count.
+
+    Raises:
+        PairError: no sentences of one of them.
+    """
+
+    def __init__(self, wanted: Sequence[str], unwanted: Sequence[str]) -> None:
+        if not wanted or not unwanted:
+            raise PairError("A judge of languages needs sentences of both.")
+        self._counts = [Counter(part for text in texts for part in _triples(text)) for texts in (wanted, unwanted)]
+        self._known = len(set(self._counts[0]) | set(self._counts[1])) + 1
+        self._totals = [sum(counts.values()) + self._known for counts in self._counts]
+
+    def __call__(self, text: str) -> float:
+        """The verdict on a text; 0 for one without letters."""
+        return float(self.log_odds(text) > 0)
+
+    def log_odds(self, text: str) -> float:
+        """Of the wanted language against the other, in nats, at equal prior odds."""
+        return math.fsum(
+            math.log((self._counts[0][part] + 1) / self._totals[0])
+            - math.log((self._counts[1][part] + 1) / self._totals[1])
+            for part in _triples(text)
+        )
+
+
+def _triples(text: str) -> list[str]:
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return [padded[i : i + 3] for word in words for padded in [f" {word} "] for i in range(len(padded) - 2)]
+
+
+@cache
+def _load() -> dict[str, Any]:
+    return json.loads((files("interp.tasks") / "data" / "concepts.json").read_text("utf-8"))
