@@ -33,7 +33,8 @@ from interp.interventions.edits import (
     UnderPrompt,
     Value,
 )
-from interp.kernels.apply_edits import apply_edits, swap_subspace
+from interp.kernels.apply_edits import apply_edits
+from interp.kernels.swap_subspace import swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
