@@ -46,10 +46,11 @@ Index = np.ndarray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ops:
-    """Edits of one site that can be applied together: distinct places, one operation.
+    """Edits of one site that can be applied together: all of them exchange one subspace, or none exchanges any.
 
     `group` is the head (0 for a part without heads); with `by_unit`, the flat index on (head, width), and
     operands are single numbers. In `live` ops `operand` is the number of a `LiveRow`, still without a table.
+    `wave` says how many edits of a place come before one; `None`: all places are distinct.
     """
 
     site: Site
@@ -63,26 +64,33 @@ class Ops:
     operand: Index
     table: Tensor
     live: bool = False
+    wave: Index | None = None
 
     def __len__(self) -> int:
         return len(self.variant)
 
     def select(self, chosen: np.ndarray) -> Ops:
         """The edits at these indices (or where a mask is true)."""
-        arrays = ("variant", "example", "position", "group", "keep", "operand")
+        arrays = ["variant", "example", "position", "group", "keep", "operand"]
+        arrays += [] if self.wave is None else ["wave"]
         return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
-    def apply(self, x: Tensor, token: Index) -> Tensor:
-        """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`."""
-        shape, device = x.shape, x.device
+    def apply(self, x: Tensor, token: Index, *, owned: bool = False) -> Tensor:
+        """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`.
+
+        Args:
+            owned: whether `x` may be written into, as in `apply_edits`.
+        """
+        shape = x.shape
         flat = x.reshape(shape[0], -1, 1) if self.by_unit else x.reshape(shape[0], -1, shape[-1])
-        at, group = torch.from_numpy(token).to(device), torch.from_numpy(self.group).to(device)
+        # Indices stay on the host: the kernels sort them there, the PyTorch calls move them.
+        at, group, row = (torch.from_numpy(array) for array in (token, self.group, self.operand))
         # Attention rows end with the last live key; what an operand says about later keys is moot.
-        operand = self.table[torch.from_numpy(self.operand).to(device)][:, : flat.shape[-1]].to(x.dtype)
+        table = self.table[:, : flat.shape[-1]]
         if self.basis is not None:
-            return swap_subspace(flat, at, group, operand, self.basis.to(x.dtype)).view(shape)
-        keep = torch.from_numpy(self.keep).to(device, x.dtype)
-        return apply_edits(flat, at, group, keep, operand).view(shape)
+            return swap_subspace(flat, at, group, table, self.basis.to(x.dtype), row, owned=owned).view(shape)
+        keep, wave = torch.from_numpy(self.keep), None if self.wave is None else torch.from_numpy(self.wave)
+        return apply_edits(flat, at, group, keep, table, row, wave, owned).view(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +151,48 @@ def compile_variants(
     sites: dict[Site, list[Ops]] = defaultdict(list)
     for (site, _, by_unit, _, live), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
         sites[site].append(ops.build(site, by_unit, live))
-    return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
+    return Plan(prompts, len(variants), {site: _together(ops) for site, ops in sites.items()})
+
+
+def _together(ops: Sequence[Ops]) -> tuple[Ops, ...]:
+    """The ops of a site, in order, with neighbours made one wherever one call can apply them."""
+    runs: list[list[Ops]] = []
+    for op in ops:
+        single = op.live or op.basis is not None
+        if (
+            single
+            or not runs
+            or (before := runs[-1][-1]).live
+            or before.basis is not None
+            or before.by_unit != op.by_unit
+        ):
+            runs.append([op])
+        else:
+            runs[-1].append(op)
+    return tuple(run[0] if len(run) == 1 else _joined(run) for run in runs)
+
+
+def _joined(ops: Sequence[Ops]) -> Ops:
+    """Ops of one kind as one, which applies them in order."""
+    tables = {id(op.table): op.table for op in ops}
+    first = dict(zip(tables, np.cumsum([0, *(len(table) for table in tables.values())]), strict=False))
+    columns = {
+        name: np.concatenate([getattr(op, name) for op in ops])
+        for name in ("variant", "example", "position", "group", "keep")
+    }
+    place = np.stack([columns[name] for name in ("variant", "example", "position", "group")])
+    order = np.lexsort(place)  # stable: of one place, in list order
+    new = (np.diff(place[:, order], axis=1, prepend=-1) != 0).any(0)
+    begin = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    wave = np.empty(len(order), dtype=np.int64)
+    wave[order] = np.arange(len(order)) - begin
+    return replace(
+        ops[0],
+        operand=np.concatenate([op.operand + first[id(op.table)] for op in ops]),
+        table=torch.cat(list(tables.values())) if len(tables) > 1 else ops[0].table,
+        wave=wave if wave.any() else None,
+        **columns,
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -37,7 +37,7 @@ def apply_edits(
             recorded it is copied all the same.
     """
     owned = owned and not torch.is_grad_enabled()
-    if choose("apply_edits", x).fused:
+    if choose("apply_edits", x, operand).fused:
         from interp.kernels.fused.apply_edits import apply_edits as fused
 
         return fused(x, token, group, keep, operand, row, wave, owned)

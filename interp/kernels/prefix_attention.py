@@ -89,14 +89,16 @@ def prefix_attention(
 ) -> Float[Tensor, "token head d_head"]:
     """Attention output of every packed token: causal, over the base run's keys and then the row's own.
 
-    Rotary embeddings have been applied. A query that sees no key at all gets NaN, as from a softmax. No memory in
-    proportion to rows × prefix is taken by the kernel; the reference takes it where it computes explicit scores.
+    Rotary embeddings have been applied. A query that sees no key at all gets NaN, as from a softmax. The kernel takes
+    no memory in proportion to rows × prefix; the reference does, where it computes explicit scores. While gradients
+    are recorded, the PyTorch calls are made.
 
     Args:
         window: a query sees at most this many keys, itself included.
         edges: what is added to scores, after the cap.
     """
-    if choose("prefix_attention", query, d_head=query.shape[-1]).fused and not torch.is_grad_enabled():
+    path = choose("prefix_attention", query, key, value, prefix_key, prefix_value, d_head=query.shape[-1])
+    if path.fused and not torch.is_grad_enabled():
         from interp.kernels.fused.prefix_attention import prefix_attention as fused
 
         return fused(

@@ -50,7 +50,7 @@ def edit_places(
     kept = tl.load(keep_ptr + begin, mask=inside, other=0.0) != 0
     source = x_ptr + token[:, None] * x_token + group[:, None] * x_group + column[None, :]
     x = tl.load(source, mask=within & kept[:, None], other=0.0).to(tl.float32)
-    for step in range(0, tl.max(count, 0)):
+    for step in range(tl.max(count, 0)):
         acts = step < count
         keep = tl.load(keep_ptr + begin + step, mask=acts, other=1.0)[:, None]
         row = tl.load(row_ptr + begin + step, mask=acts, other=0).to(tl.int64)
@@ -86,7 +86,7 @@ def edit_places_backward(
     within = inside[:, None] & (column < width)[None, :]
     source = grad_ptr + token[:, None] * grad_token + group[:, None] * grad_group + column[None, :]
     grad = tl.load(source, mask=within, other=0.0).to(tl.float32)
-    for step in range(0, tl.max(count, 0)):
+    for step in range(tl.max(count, 0)):
         edit, acts = begin + count - 1 - step, step < count
         keep = tl.load(keep_ptr + edit, mask=acts, other=1.0)[:, None]
         if EDITS:

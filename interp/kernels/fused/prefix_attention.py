@@ -15,10 +15,8 @@ from torch import Tensor
 
 from interp.errors import ShapeError
 from interp.kernels.fused.launch import check_count, check_tensors
+from interp.kernels.path import MOST_D_HEAD
 from interp.kernels.prefix_attention import EdgeBias, PackedRows
-
-MOST_D_HEAD = 256
-"""Numbers of a head: a tile of queries and its output stay on the chip."""
 
 
 @triton.jit
@@ -112,12 +110,16 @@ def attend_tile(
         shown = inside[:, None] & (n[None, :] < start[:, None])
         if WINDOWED:
             shown = shown & (n[None, :] > position[:, None] - window)
-        at = n.to(tl.int64)
+        far = n.to(tl.int64)
         key = tl.load(
-            k_base + at[None, :] * prefix_key_position + d[:, None], mask=there[None, :] & (d < d_head)[:, None], other=0.0
+            k_base + far[None, :] * prefix_key_position + d[:, None],
+            mask=there[None, :] & (d < d_head)[:, None],
+            other=0.0,
         )
         value = tl.load(
-            v_base + at[:, None] * prefix_value_position + d[None, :], mask=there[:, None] & (d < d_head)[None, :], other=0.0
+            v_base + far[:, None] * prefix_value_position + d[None, :],
+            mask=there[:, None] & (d < d_head)[None, :],
+            other=0.0,
         )
         scores = scored(
             query, key, shown, n[None, :], scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
@@ -135,19 +137,31 @@ def attend_tile(
         shown = inside[:, None] & (n[None, :] >= begin[:, None]) & (n[None, :] <= token[:, None])
         if WINDOWED:
             shown = shown & (n[None, :] > token[:, None] - window)
-        at = n.to(tl.int64)
+        far = n.to(tl.int64)
         key = tl.load(
-            k_base + at[None, :] * key_token + d[:, None], mask=there[None, :] & (d < d_head)[:, None], other=0.0
+            k_base + far[None, :] * key_token + d[:, None], mask=there[None, :] & (d < d_head)[:, None], other=0.0
         )
         value = tl.load(
-            v_base + at[:, None] * value_token + d[None, :], mask=there[:, None] & (d < d_head)[None, :], other=0.0
+            v_base + far[:, None] * value_token + d[None, :], mask=there[:, None] & (d < d_head)[None, :], other=0.0
         )
         key_position = position[:, None] - (token[:, None] - n[None, :])
         scores = scored(
-            query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
+            query,
+            key,
+            shown,
+            key_position,
+            scaling,
+            softcap,
+            bias_ptr,
+            bias_row,
+            bias_stride,
+            bias_width,
+            CAPPED,
+            BIASED,
         )
         total, top, norm = added(total, top, norm, scores, value)
 
+    norm = tl.where(norm == 0, tl.where(inside, float("nan"), 1.0), norm)  # a query without a key: as a softmax, NaN
     total = total / norm[:, None]
     at = token.to(tl.int64)[:, None] * out_token + head[:, None] * out_head + d[None, :]
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=within)
@@ -192,14 +206,14 @@ def prefix_attention(
         raise ShapeError(f"prefix_attention: element types {[str(x.dtype) for x in tensors.values()]}; give one.")
     if d_head > MOST_D_HEAD or heads % kv_heads:
         raise ShapeError(
-            f"prefix_attention: {heads} query heads, {kv_heads} key heads of {d_head} numbers; the kernel takes a multiple "
-            f"of the key heads, and up to {MOST_D_HEAD} numbers."
+            f"prefix_attention: {heads} query heads, {kv_heads} key heads of {d_head} numbers; the kernel takes a "
+            f"multiple of the key heads, and up to {MOST_D_HEAD} numbers."
         )
     for segment in rows.segments:
         if segment.start > prefix_key.shape[1] or segment.example >= len(prefix_key) or segment.tokens.stop > tokens:
             raise ShapeError(
-                f"prefix_attention: a segment of tokens up to {segment.tokens.stop} behind {segment.start} positions of "
-                f"example {segment.example}; there are {tokens} tokens, and prefixes {list(prefix_key.shape[:2])}."
+                f"prefix_attention: a segment of tokens up to {segment.tokens.stop} behind {segment.start} positions "
+                f"of example {segment.example}; there are {tokens} tokens, and prefixes {list(prefix_key.shape[:2])}."
             )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = tile(heads // kv_heads, d_head, query.dtype)

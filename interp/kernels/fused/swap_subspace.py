@@ -18,18 +18,19 @@ from torch import Tensor
 
 from interp.errors import ShapeError
 from interp.kernels.fused.launch import check_count, check_indices, check_tensors, uploaded
+from interp.kernels.path import MOST_RANK
 
-EDITS = 16
-"""Edits of a tile: the fewest rows that a matrix unit takes."""
+FEW_EDITS, MANY_EDITS = 16, 64
+"""Edits of a tile: as few as a matrix unit takes, or more of them for each time that R comes from the cache."""
 
-MOST_RANK = 128
-"""Columns of R: their coordinates stay in registers."""
+MANY = 64 * 128
+"""Edits from which on tiles of many still give every one of about 130 multiprocessors its own. Not yet timed."""
 
 
 @triton.jit
 @no_type_check
 def product(a, b, SPLIT: tl.constexpr):
-    """a @ b in float32's precision. With SPLIT, b is exact in bfloat16, and a goes in as two bfloat16 numbers.
+    """A @ b in float32's precision. With SPLIT, b is exact in bfloat16, and a goes in as two bfloat16 numbers.
 
     A product of float32 is not taken by the matrix units at full precision; the two halves of a are.
     """
@@ -38,8 +39,7 @@ def product(a, b, SPLIT: tl.constexpr):
         low = (a - high.to(tl.float32)).to(tl.bfloat16)
         half = b.to(tl.bfloat16)
         return tl.dot(high, half) + tl.dot(low, half)
-    else:
-        return tl.dot(a, b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b.to(tl.float32), input_precision="ieee")
 
 
 @triton.jit
@@ -170,7 +170,9 @@ def swap_basis_backward(
         within = (column < width)[:, None] & acts[None, :]
         x = tl.load(x_ptr + (token * x_token + group * x_group)[None, :] + column[:, None], mask=within, other=0.0)
         s = tl.load(source_ptr + (row * source_row)[None, :] + column[:, None], mask=within, other=0.0)
-        g = tl.load(grad_ptr + (token * grad_token + group * grad_group)[None, :] + column[:, None], mask=within, other=0.0)
+        g = tl.load(
+            grad_ptr + (token * grad_token + group * grad_group)[None, :] + column[:, None], mask=within, other=0.0
+        )
         at = edit.to(tl.int64)[:, None] * RANK + r[None, :]
         read = tl.load(read_ptr + at, mask=acts[:, None], other=0.0)
         told = tl.load(told_ptr + at, mask=acts[:, None], other=0.0)
@@ -195,7 +197,7 @@ class _Tiled:
     @classmethod
     def of(
         cls, x: Tensor, token: Tensor, group: Tensor, source: Tensor, n_rotations: int, row: Tensor | None,
-        rotation: Tensor | None,
+        rotation: Tensor | None, edits: int,
     ) -> _Tiled:  # fmt: skip
         tokens, groups = x.shape[:2]
         check_count("swap_subspace", "places", tokens * groups)
@@ -214,17 +216,33 @@ class _Tiled:
         order = np.argsort(own, kind="stable")
         counts = np.bincount(own, minlength=n_rotations)
         begins = np.cumsum(counts) - counts
-        tiles = -(-counts // EDITS)
+        tiles = -(-counts // edits)
         offset = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        first = np.append(np.repeat(begins, tiles) + offset * EDITS, len(place))
-        arrays = (place[order], rows[order], np.repeat(np.arange(n_rotations), tiles), first, np.append(begins, len(place)))
+        first = np.append(np.repeat(begins, tiles) + offset * edits, len(place))
+        arrays = (
+            place[order],
+            rows[order],
+            np.repeat(np.arange(n_rotations), tiles),
+            first,
+            np.append(begins, len(place)),
+        )
         return cls(*uploaded(x.device, *(a.astype(np.int32) for a in arrays)), int(tiles.sum()))
 
 
-def tile(rank: int) -> dict[str, int]:
-    """Sizes of a program's tile."""
+def tile(rank: int, edits: int, split: bool) -> dict[str, Any]:
+    """Sizes of a program's tile, for so many edits; larger ones where the matrix units multiply (`split`)."""
     padded = max(16, triton.next_power_of_2(rank))
-    return {"EDITS": EDITS, "COLUMNS": 64 if padded <= 64 else 32, "RANK": padded}
+    large = split and padded <= 64
+    return {
+        "SPLIT": split,
+        "EDITS": MANY_EDITS if large and edits >= MANY else FEW_EDITS,
+        "COLUMNS": 64 if large else 32 if padded <= 32 else 16,
+        "RANK": padded,
+    }
+
+
+def _tile_for(basis: Tensor, edits: int) -> dict[str, Any]:
+    return tile(basis.shape[-1], edits, basis.dtype == torch.bfloat16)
 
 
 class _SwapSubspace(torch.autograd.Function):
@@ -240,7 +258,7 @@ class _SwapSubspace(torch.autograd.Function):
             swap_tile[(tiled.tiles,)](
                 out, out, source, basis, tiled.place, tiled.row, tiled.rotation, tiled.first,
                 x.shape[1], x.shape[2], basis.shape[2], out.stride(0), out.stride(1), out.stride(0), out.stride(1),
-                source.stride(0), *basis.stride(), SPLIT=basis.dtype == torch.bfloat16, **tile(basis.shape[2]),
+                source.stride(0), *basis.stride(), **_tile_for(basis, len(tiled.place)),
             )  # fmt: skip
         return out
 
@@ -250,23 +268,25 @@ class _SwapSubspace(torch.autograd.Function):
         x, source, basis = ctx.saved_tensors
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         groups, width, rank = x.shape[1], x.shape[2], basis.shape[2]
-        sizes, n = tile(rank), len(tiled.place)
+        n = len(tiled.place)
+        sizes = _tile_for(basis, n)
         grad_x = grad.clone(memory_format=torch.contiguous_format)
         grad_edit = grad.new_empty(n, width, dtype=torch.float32)
         read, told = (grad.new_empty(n, sizes["RANK"], dtype=torch.float32) for _ in range(2))
         grad_basis = grad.new_zeros(basis.shape, dtype=torch.float32)
         if tiled.tiles and width:
             swap_tile_backward[(tiled.tiles,)](
-                grad, x, source, basis, grad_x, grad_edit, read, told, tiled.place, tiled.row, tiled.rotation, tiled.first,
+                grad, x, source, basis, grad_x, grad_edit, read, told, tiled.place, tiled.row, tiled.rotation,
+                tiled.first,
                 groups, width, rank, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), grad_x.stride(0),
                 grad_x.stride(1), source.stride(0), *basis.stride(),
-                SPLIT=basis.dtype == torch.bfloat16, **sizes,
+                **sizes,
             )  # fmt: skip
             if ctx.needs_input_grad[2]:
                 swap_basis_backward[(len(basis), triton.cdiv(width, sizes["COLUMNS"]))](
                     grad, x, source, grad_basis, read, told, tiled.place, tiled.row, tiled.first_of,
                     groups, width, rank, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), source.stride(0),
-                    **sizes,
+                    **{name: sizes[name] for name in ("EDITS", "COLUMNS", "RANK")},
                 )  # fmt: skip
         whole = torch.zeros(source.shape, dtype=torch.float32, device=grad.device)
         grad_source = whole.index_add_(0, tiled.row, grad_edit).to(source.dtype) if ctx.needs_input_grad[1] else None
@@ -294,5 +314,6 @@ def swap_subspace(
     check_tensors("swap_subspace", {"x": x, "source": source}, {"basis": bases})
     if bases.shape[-1] > MOST_RANK:
         raise ShapeError(f"swap_subspace: a rank of {bases.shape[-1]}; the kernel takes up to {MOST_RANK}.")
-    tiled = _Tiled.of(x, token, group, source, len(bases), row, rotation)
+    edits = _tile_for(bases, len(token))["EDITS"]
+    tiled = _Tiled.of(x, token, group, source, len(bases), row, rotation, edits)
     return _SwapSubspace.apply(x, source, bases, tiled, owned)  # pyright: ignore[reportReturnType]

@@ -45,7 +45,15 @@ def _case(tokens, groups, width, edits, dtype=torch.float32, distinct=False, see
     wave = torch.zeros(len(place), dtype=torch.long)
     for i, p in enumerate(place.tolist()):
         wave[i] = seen[p] = seen.get(p, -1) + 1
-    return x, place // groups, place % groups, keep, operand, integers(n_operands, len(place)), None if distinct else wave
+    return (
+        x,
+        place // groups,
+        place % groups,
+        keep,
+        operand,
+        integers(n_operands, len(place)),
+        None if distinct else wave,
+    )
 
 
 def _looped(x, token, group, keep, operand, row, wave):
@@ -131,7 +139,9 @@ def test_nothing_to_do():
         part = x[: shape[0], :, : shape[2]]
         assert torch.equal(fused(part, none, none, torch.zeros(0), torch.zeros(0, shape[2])), part)
     waves = fused(x, none, none, torch.zeros(0), torch.zeros(0, 4), None, none)
-    assert torch.equal(waves, x) and torch.equal(vectorised(x, none, none, torch.zeros(0), torch.zeros(0, 4), None, none), x)
+    assert torch.equal(waves, x) and torch.equal(
+        vectorised(x, none, none, torch.zeros(0), torch.zeros(0, 4), None, none), x
+    )
 
 
 ONE = torch.zeros(1, dtype=torch.long)

@@ -95,7 +95,12 @@ def _one_by_one(tensors, rows, scaling, softcap=None, window=None, edges=None):
 def test_the_kernel_is_one_query_at_a_time(layout, heads, monkeypatch):
     launches = counted(monkeypatch, module, "attend_tile")
     tensors, rows, edges = _case(LAYOUTS[layout], *heads)
-    for options in ({}, {"window": 3, "softcap": 1.5}, {"edges": edges}, {"edges": edges, "window": 20, "softcap": 5.0}):
+    for options in (
+        {},
+        {"window": 3, "softcap": 1.5},
+        {"edges": edges},
+        {"edges": edges, "window": 20, "softcap": 5.0},
+    ):
         expected = _one_by_one(tensors, rows, 0.7, **options)
         assert_close(fused(*tensors, rows, scaling=0.7, **options), expected)
         assert_close(segmented(*tensors, rows, scaling=0.7, **options), expected)
@@ -171,7 +176,7 @@ REFUSED = [
     (lambda t: _replaced(t, 0, t[0][:, :5]), ShapeError, "5 query heads, 2 key heads"),
     (lambda t: _replaced(t, 3, t[3][:, :7]), ShapeError, "behind 8 positions of example 1.*prefixes \\[2, 7\\]"),
     (lambda t: _replaced(t, 3, t[3][:1]), ShapeError, "of example 1"),
-    (lambda t: [x[:-1] for x in t[:3]] + t[3:], ShapeError, "there are 16 tokens"),
+    (lambda t: [x[:-1] for x in t[:3]] + t[3:], ShapeError, "there are 22 tokens"),
 ]  # fmt: skip
 
 

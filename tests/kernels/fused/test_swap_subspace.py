@@ -53,8 +53,17 @@ def test_the_kernel_is_the_reference(size, dtype, monkeypatch):
     assert torch.equal(case[0], found)
 
 
+def test_many_edits_go_by_larger_tiles(monkeypatch):
+    monkeypatch.setattr(module, "MANY", 1)
+    case = _case(41, 3, 67, 17, 100, 2, torch.bfloat16)
+    assert module.tile(17, 100, split=True)["EDITS"] == 64 > module.tile(17, 100, split=False)["EDITS"]
+    expected, rotations = _exact(*case), case[-1].bincount()
+    assert rotations.max() > 32 and (rotations % 16 > 0).any()
+    assert_close(fused(*case), expected)
+
+
 def test_states_in_half_precision_with_a_basis_in_full():
-    x, token, group, source, basis, row, rotation = _case(7, 3, 64, 5, 19, 1, torch.bfloat16)
+    x, token, group, source, _, row, _ = _case(7, 3, 64, 5, 19, 1, torch.bfloat16)
     basis = torch.linalg.qr(torch.randn(64, 5)).Q
     found = fused(x, token, group, source, basis, row)
     assert_close(found, _exact(x, token, group, source, basis, row))
