@@ -14,8 +14,8 @@ from interp.errors import InterpError, ShapeError
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Element types that the kernels load and store; they compute in float32."""
 
-LIMIT = 2**31
-"""Tokens, edits and places are counted in 32 bits. Offsets into a tensor are computed in 64."""
+LIMIT = 2**31 - 2**16
+"""Tokens, edits and places are counted in 32 bits, up to the end of the last tile. Offsets are computed in 64."""
 
 
 def interpreted() -> bool:

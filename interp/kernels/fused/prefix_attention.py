@@ -123,11 +123,12 @@ def attend_tile(
         )
         scores = scored(
             query, key, shown, n[None, :], scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
-        )
+        )  # fmt: skip
         total, top, norm = added(total, top, norm, scores, value)
 
     k_base = key_ptr + kv_head * key_head
     v_base = value_ptr + kv_head * value_head
+    broken = tl.zeros((TOKENS * GROUP,), dtype=tl.int32)
     lowest = tl.min(tl.where(inside, begin, 2147483647), 0)
     if WINDOWED:
         lowest = tl.maximum(lowest, first - window + 1)
@@ -146,22 +147,16 @@ def attend_tile(
         )
         key_position = position[:, None] - (token[:, None] - n[None, :])
         scores = scored(
-            query,
-            key,
-            shown,
-            key_position,
-            scaling,
-            softcap,
-            bias_ptr,
-            bias_row,
-            bias_stride,
-            bias_width,
-            CAPPED,
-            BIASED,
-        )
+            query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
+        )  # fmt: skip
+        # A hidden key has weight 0, but 0 · ∞ is no number: what one row runs into must not reach the others.
+        whole = tl.sum(value.to(tl.float32) * 0.0, 1) == 0.0
+        value = tl.where(whole[:, None], value, 0.0)
+        broken = tl.maximum(broken, tl.max((shown & (whole == 0)[None, :]).to(tl.int32), 1))
         total, top, norm = added(total, top, norm, scores, value)
 
-    norm = tl.where(norm == 0, tl.where(inside, float("nan"), 1.0), norm)  # a query without a key: as a softmax, NaN
+    # A query without a key gets NaN, as from a softmax; so does one that sees a value that is not finite.
+    norm = tl.where((norm == 0) | (broken > 0), tl.where(inside, float("nan"), 1.0), norm)
     total = total / norm[:, None]
     at = token.to(tl.int64)[:, None] * out_token + head[:, None] * out_head + d[None, :]
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=within)
@@ -214,6 +209,15 @@ def prefix_attention(
             raise ShapeError(
                 f"prefix_attention: a segment of tokens up to {segment.tokens.stop} behind {segment.start} positions "
                 f"of example {segment.example}; there are {tokens} tokens, and prefixes {list(prefix_key.shape[:2])}."
+            )
+    if edges is not None:
+        ready = edges.row.dtype == torch.int32 and edges.table.dtype == torch.float32
+        ready &= edges.row.shape == query.shape[:2] and edges.row.device == edges.table.device == query.device
+        if not ready or edges.row.stride(1) != 1 or edges.table.stride(1) != 1:
+            raise ShapeError(
+                f"prefix_attention: rows of the bias {list(edges.row.shape)}, {edges.row.dtype}, on {edges.row.device}, its "
+                f"table {edges.table.dtype}; they must be contiguous, [{tokens}, {heads}] in int32 and float32, and on "
+                f"{query.device}."
             )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = tile(heads // kv_heads, d_head, query.dtype)

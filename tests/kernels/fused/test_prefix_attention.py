@@ -149,6 +149,17 @@ def test_a_query_without_a_key_is_not_a_number():
     assert torch.equal(segmented(*tensors, rows, scaling=1.0, edges=edges).isnan(), found.isnan())
 
 
+def test_what_one_row_runs_into_does_not_reach_the_others():
+    tensors, rows, _ = _case(LAYOUTS["ragged"], 4, 2, 8)
+    expected = fused(*tensors, rows, scaling=1.0)
+    tensors[1][7], tensors[2][7] = math.nan, math.inf  # in the second row: tokens 6 to 10
+    found = fused(*tensors, rows, scaling=1.0)
+    seen = torch.zeros(len(found), dtype=torch.bool)
+    seen[7:11] = True
+    assert module.tile(2, 8, torch.float32)["TOKENS"] > len(found)  # all rows are in one tile
+    assert found[seen].isnan().all() and torch.equal(found[~seen], expected[~seen])
+
+
 def test_strides_that_are_not_those_of_a_fresh_tensor():
     tensors, rows, edges = _case(LAYOUTS["several"], 6, 2, 5)
     strided = [t.transpose(0, -2).contiguous().transpose(0, -2) for t in tensors]
@@ -178,6 +189,18 @@ REFUSED = [
     (lambda t: _replaced(t, 3, t[3][:1]), ShapeError, "of example 1"),
     (lambda t: [x[:-1] for x in t[:3]] + t[3:], ShapeError, "there are 22 tokens"),
 ]  # fmt: skip
+
+
+def test_a_bias_that_does_not_fit_is_refused():
+    tensors, rows, edges = _case(LAYOUTS["several"], 6, 2, 5)
+    for row, table in (
+        (edges.row.long(), edges.table),
+        (edges.row[:, :5], edges.table),
+        (edges.row.T.contiguous().T, edges.table),
+        (edges.row, edges.table.double()),
+    ):
+        with pytest.raises(ShapeError, match="rows of the bias.*must be contiguous, .23, 6. in int32"):
+            fused(*tensors, rows, scaling=1.0, edges=EdgeBias(row, table))
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))
