@@ -122,7 +122,8 @@ def attend_tile(
             other=0.0,
         )
         scores = scored(
-            query, key, shown, n[None, :], scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
+            query, key, shown, n[None, :], scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width,
+            CAPPED, BIASED,
         )  # fmt: skip
         total, top, norm = added(total, top, norm, scores, value)
 
@@ -147,12 +148,14 @@ def attend_tile(
         )
         key_position = position[:, None] - (token[:, None] - n[None, :])
         scores = scored(
-            query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width, CAPPED, BIASED
+            query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width,
+            CAPPED, BIASED,
         )  # fmt: skip
         # A hidden key has weight 0, but 0 · ∞ is no number: what one row runs into must not reach the others.
-        whole = tl.sum(value.to(tl.float32) * 0.0, 1) == 0.0
-        value = tl.where(whole[:, None], value, 0.0)
-        broken = tl.maximum(broken, tl.max((shown & (whole == 0)[None, :]).to(tl.int32), 1))
+        finite = tl.abs(value.to(tl.float32)) < float("inf")
+        value = tl.where(finite, value, 0.0)
+        infinite = tl.max(tl.where(finite, 0, 1), 1)
+        broken = tl.maximum(broken, tl.max(tl.where(shown, infinite[None, :], 0), 1))
         total, top, norm = added(total, top, norm, scores, value)
 
     # A query without a key gets NaN, as from a softmax; so does one that sees a value that is not finite.
@@ -215,8 +218,8 @@ def prefix_attention(
         ready &= edges.row.shape == query.shape[:2] and edges.row.device == edges.table.device == query.device
         if not ready or edges.row.stride(1) != 1 or edges.table.stride(1) != 1:
             raise ShapeError(
-                f"prefix_attention: rows of the bias {list(edges.row.shape)}, {edges.row.dtype}, on {edges.row.device}, its "
-                f"table {edges.table.dtype}; they must be contiguous, [{tokens}, {heads}] in int32 and float32, and on "
+                f"prefix_attention: rows of the bias {list(edges.row.shape)}, {edges.row.dtype}, on {edges.row.device}, "
+                f"its table {edges.table.dtype}; they must be contiguous, [{tokens}, {heads}] in int32 and float32, and on "
                 f"{query.device}."
             )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
