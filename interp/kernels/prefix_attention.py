@@ -90,8 +90,8 @@ def prefix_attention(
     """Attention output of every packed token: causal, over the base run's keys and then the row's own.
 
     Rotary embeddings have been applied. A query that sees no key at all gets NaN, as from a softmax, and in the kernel
-    so does one that sees a value of a row that is not finite. The kernel takes no memory in proportion to rows × prefix;
-    the reference does, where it computes explicit scores. While gradients are recorded, the PyTorch calls are made.
+    so does one that sees a value of a row that is not finite. The kernel takes no memory in proportion to rows ×
+    prefix; the reference does for explicit scores. While gradients are recorded, the PyTorch calls are made.
 
     Args:
         window: a query sees at most this many keys, itself included.

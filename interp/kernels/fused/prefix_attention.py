@@ -218,9 +218,9 @@ def prefix_attention(
         ready &= edges.row.shape == query.shape[:2] and edges.row.device == edges.table.device == query.device
         if not ready or edges.row.stride(1) != 1 or edges.table.stride(1) != 1:
             raise ShapeError(
-                f"prefix_attention: rows of the bias {list(edges.row.shape)}, {edges.row.dtype}, on {edges.row.device}, "
-                f"its table {edges.table.dtype}; they must be contiguous, [{tokens}, {heads}] in int32 and float32, and on "
-                f"{query.device}."
+                f"prefix_attention: rows of the bias {list(edges.row.shape)}, {edges.row.dtype}, on "
+                f"{edges.row.device}, a table of {edges.table.dtype}; they must be "
+                f"contiguous, [{tokens}, {heads}] in int32 and a table in float32, and on {query.device}."
             )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = tile(heads // kv_heads, d_head, query.dtype)
