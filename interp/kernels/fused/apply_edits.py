@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import ShapeError
-from interp.kernels.fused.launch import check_count, check_indices, check_tensors, uploaded
+from interp.kernels.fused.launch import check_count, check_indices, check_tensors, padded, uploaded
 
 TILE = 2048
 """Elements of a program: 16 for each thread of four warps, so two 16-byte loads of bfloat16. Not yet timed on a GPU."""
@@ -131,12 +131,14 @@ class _Placed:
             raise ShapeError("apply_edits: two edits at one place; say in which order they act (`wave`).")
         counts = np.append(first, len(order)).astype(np.int32)
         numbers = keep.detach().cpu().numpy().astype(np.float32)[order]
-        return cls(*uploaded(x.device, place.astype(np.int32), counts, rows[order].astype(np.int32), numbers), order)
+        return cls(
+            *uploaded(x.device, place.astype(np.int32), counts, rows[order].astype(np.int32), numbers), order=order
+        )
 
 
 def tile(width: int) -> tuple[int, int]:
     """(places, columns) of a program: whole short rows, or parts of a long one."""
-    columns = min(triton.next_power_of_2(width), TILE)
+    columns = min(padded(width), TILE)
     return TILE // columns, columns
 
 

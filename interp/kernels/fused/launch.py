@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 from interp.errors import InterpError, ShapeError
 
@@ -20,7 +20,7 @@ LIMIT = 2**31 - 2**16
 
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU, statement by statement (TRITON_INTERPRET=1): for tests."""
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def check_tensors(op: str, rows: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None) -> None:
@@ -48,6 +48,11 @@ def check_tensors(op: str, rows: Mapping[str, Tensor], others: Mapping[str, Tens
             )
     if first.device.type != "cuda" and not interpreted():
         raise InterpError(f"{op}: its tensors are on {first.device}; the kernel runs on a GPU.")
+
+
+def padded(n: int, least: int = 1) -> int:
+    """The power of two from n on, as tiles have them; at least `least`."""
+    return max(least, 1 << (n - 1).bit_length() if n > 0 else 1)
 
 
 def check_count(op: str, what: str, n: int) -> None:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.errors import ShapeError
-from interp.kernels.fused.launch import check_count, check_tensors
+from interp.kernels.fused.launch import check_count, check_tensors, padded
 from interp.kernels.path import MOST_D_HEAD
 from interp.kernels.prefix_attention import EdgeBias, PackedRows
 
@@ -167,11 +167,11 @@ def attend_tile(
 
 def tile(group: int, d_head: int, dtype: torch.dtype) -> dict[str, int]:
     """Sizes of a program's tile: 64 lines of queries, 16 or 32 of them in float32 or of wide heads."""
-    padded, d = triton.next_power_of_2(group), max(16, triton.next_power_of_2(d_head))
+    heads, d = padded(group), padded(d_head, 16)
     full = dtype == torch.float32
-    lines = max(16, padded, 64 if not full and d <= 128 else 32 if d <= 64 else 16)
+    lines = max(16, heads, 64 if not full and d <= 128 else 32 if d <= 64 else 16)
     keys = (64 if d <= 64 else 32) if not full and d <= 128 else 16
-    return {"TOKENS": lines // padded, "GROUP": padded, "KEYS": keys, "D": d}
+    return {"TOKENS": lines // heads, "GROUP": heads, "KEYS": keys, "D": d}
 
 
 def prefix_attention(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import ShapeError
-from interp.kernels.fused.launch import check_count, check_indices, check_tensors, uploaded
+from interp.kernels.fused.launch import check_count, check_indices, check_tensors, padded, uploaded
 from interp.kernels.path import MOST_RANK
 
 FEW_EDITS, MANY_EDITS = 16, 64
@@ -226,18 +226,18 @@ class _Tiled:
             first,
             np.append(begins, len(place)),
         )
-        return cls(*uploaded(x.device, *(a.astype(np.int32) for a in arrays)), int(tiles.sum()))
+        return cls(*uploaded(x.device, *(a.astype(np.int32) for a in arrays)), tiles=int(tiles.sum()))
 
 
 def tile(rank: int, edits: int, split: bool) -> dict[str, Any]:
     """Sizes of a program's tile, for so many edits; larger ones where the matrix units multiply (`split`)."""
-    padded = max(16, triton.next_power_of_2(rank))
-    large = split and padded <= 64
+    columns = padded(rank, 16)
+    large = split and columns <= 64
     return {
         "SPLIT": split,
         "EDITS": MANY_EDITS if large and edits >= MANY else FEW_EDITS,
-        "COLUMNS": 64 if large else 32 if padded <= 32 else 16,
-        "RANK": padded,
+        "COLUMNS": 64 if large else 32 if columns <= 32 else 16,
+        "RANK": columns,
     }
 
 

@@ -78,7 +78,7 @@ def _swap(device: torch.device) -> Pair:
 def _attention(device: torch.device) -> Pair:
     generator = torch.Generator().manual_seed(0)
     shapes = ((15, 6, 20), (15, 2, 20), (15, 2, 20), (2, 50, 2, 20), (2, 50, 2, 20))
-    tensors = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+    q, k, v, before_k, before_v = (torch.randn(*shape, generator=generator).to(device) for shape in shapes)
     segments = [Segment(slice(0, 9), 3, 40, 3, 1), Segment(slice(9, 15), 2, 2, 3, 0)]
     rows = prefix_attention.PackedRows.of(segments, device)
     table = torch.zeros(1, 50, device=device)
@@ -89,7 +89,9 @@ def _attention(device: torch.device) -> Pair:
     with torch.no_grad():
         for softcap, window, edges in ((None, None, None), (3.0, 20, prefix_attention.EdgeBias(cut, table))):
             for way, out in zip((fused_attention.prefix_attention, prefix_attention.segmented), pairs, strict=True):
-                out.append(way(*tensors, rows, scaling=0.3, softcap=softcap, window=window, edges=edges))
+                out.append(
+                    way(q, k, v, before_k, before_v, rows, scaling=0.3, softcap=softcap, window=window, edges=edges)
+                )
     return pairs
 
 
