@@ -99,16 +99,12 @@ def edit_places_backward(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Placed:
-    """Edits sorted by place, on the device: `place`, `first`, `row`, `keep` as `edit_places` reads them.
-
-    `order`: of each sorted edit, its number in the list.
-    """
+    """Edits sorted by place, on the device, as `edit_places` reads them."""
 
     place: Tensor
     first: Tensor
     row: Tensor
     keep: Tensor
-    order: np.ndarray
 
     @classmethod
     def of(
@@ -131,9 +127,7 @@ class _Placed:
             raise ShapeError("apply_edits: two edits at one place; say in which order they act (`wave`).")
         counts = np.append(first, len(order)).astype(np.int32)
         numbers = keep.detach().cpu().numpy().astype(np.float32)[order]
-        return cls(
-            *uploaded(x.device, place.astype(np.int32), counts, rows[order].astype(np.int32), numbers), order=order
-        )
+        return cls(*uploaded(x.device, place.astype(np.int32), counts, rows[order].astype(np.int32), numbers))
 
 
 def tile(width: int) -> tuple[int, int]:

@@ -87,11 +87,9 @@ def _attention(device: torch.device) -> Pair:
     cut[::2] = 0
     pairs: Pair = ([], [])
     with torch.no_grad():
-        for softcap, window, edges in ((None, None, None), (3.0, 20, prefix_attention.EdgeBias(cut, table))):
+        for options in ({}, {"softcap": 3.0, "window": 20, "edges": prefix_attention.EdgeBias(cut, table)}):
             for way, out in zip((fused_attention.prefix_attention, prefix_attention.segmented), pairs, strict=True):
-                out.append(
-                    way(q, k, v, before_k, before_v, rows, scaling=0.3, softcap=softcap, window=window, edges=edges)
-                )
+                out.append(way(q, k, v, before_k, before_v, rows, scaling=0.3, **options))
     return pairs
 
 
