@@ -122,7 +122,7 @@ def cases(dtype: str) -> list[Case]:
     sizes = {name: size for name, size in swap_subspace.tile(RANK, 1, split).items() if name != "SPLIT"}
     out.append(Case("swap_basis_backward", swap_subspace.swap_basis_backward, sizes, (1,), 1, None))
     for name, flags in (("", (False, False, False)), (", window, cap and cut edges", (True, True, True))):
-        sizes = prefix_attention.tile(4, HEAD, DTYPES[dtype])
+        sizes = prefix_attention.tile(4, HEAD, DTYPES[dtype], flags[2])
         constants = dict(zip(("CAPPED", "WINDOWED", "BIASED"), flags, strict=True)) | sizes
         out.append(Case(f"attend_tile{name}", prefix_attention.attend_tile, constants, (1, 1), 1, None))
     return out
