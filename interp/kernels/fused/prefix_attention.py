@@ -21,18 +21,16 @@ from interp.kernels.prefix_attention import EdgeBias, PackedRows
 
 @triton.jit
 @no_type_check
-def scored(
-    query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width,
-    CAPPED: tl.constexpr, BIASED: tl.constexpr,
-):  # fmt: skip
-    """Scores of a block [query, key], −∞ where the key is not shown."""
+def scored(query, key, n, shown, bias, bias_end, scaling, softcap, CAPPED: tl.constexpr, BIASED: tl.constexpr):
+    """Scores of a block [query, key], −∞ where the key is not shown.
+
+    bias: of each query, the address of what is added for key 0; for keys n below bias_end.
+    """
     scores = tl.dot(query, key, input_precision="ieee") * scaling
     if CAPPED:
         scores = softcap * (1 - 2 / (1 + tl.exp(2 * scores / softcap)))  # tanh, which has no portable name
     if BIASED:
-        known = shown & (bias_row >= 0)[:, None] & (key_position < bias_width)
-        at = bias_ptr + bias_row.to(tl.int64)[:, None] * bias_stride + key_position
-        scores += tl.load(at, mask=known, other=0.0)
+        scores += tl.load(bias[:, None] + n[None, :], mask=shown & (n[None, :] < bias_end[:, None]), other=0.0)
     return tl.where(shown, scores, -float("inf"))
 
 
@@ -89,9 +87,11 @@ def attend_tile(
     begin = tl.load(begin_ptr + token, mask=inside, other=0)
     position = tl.load(position_ptr + token, mask=inside, other=0)
     start = tl.where(inside, position - (token - begin), 0)
-    bias_row = tl.full((TOKENS * GROUP,), -1, dtype=tl.int32)
+    bias, bias_end = bias_ptr + line.to(tl.int64), line
     if BIASED:
-        bias_row = tl.load(bias_row_ptr + token.to(tl.int64) * bias_token + head, mask=inside, other=-1)
+        row = tl.load(bias_row_ptr + token.to(tl.int64) * bias_token + head, mask=inside, other=-1)
+        bias = bias_ptr + tl.maximum(row, 0).to(tl.int64) * bias_stride
+        bias_end = tl.where(row < 0, -1073741824, bias_width)  # no row: below every key
     at = token.to(tl.int64)[:, None] * query_token + head[:, None] * query_head + d[None, :]
     query = tl.load(query_ptr + at, mask=within, other=0.0)
     total = tl.zeros((TOKENS * GROUP, D), dtype=tl.float32)
@@ -121,15 +121,15 @@ def attend_tile(
             mask=there[:, None] & (d < d_head)[None, :],
             other=0.0,
         )
-        scores = scored(
-            query, key, shown, n[None, :], scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width,
-            CAPPED, BIASED,
-        )  # fmt: skip
+        scores = scored(query, key, n, shown, bias, bias_end, scaling, softcap, CAPPED, BIASED)
         total, top, norm = added(total, top, norm, scores, value)
 
     k_base = key_ptr + kv_head * key_head
     v_base = value_ptr + kv_head * value_head
     broken = tl.zeros((TOKENS * GROUP,), dtype=tl.int32)
+    # Token n of a row is the key of position n + shift.
+    shift = position - token
+    bias, bias_end = bias + shift, bias_end - shift
     lowest = tl.min(tl.where(inside, begin, 2147483647), 0)
     if WINDOWED:
         lowest = tl.maximum(lowest, first - window + 1)
@@ -146,11 +146,7 @@ def attend_tile(
         value = tl.load(
             v_base + far[:, None] * value_token + d[None, :], mask=there[:, None] & (d < d_head)[None, :], other=0.0
         )
-        key_position = position[:, None] - (token[:, None] - n[None, :])
-        scores = scored(
-            query, key, shown, key_position, scaling, softcap, bias_ptr, bias_row, bias_stride, bias_width,
-            CAPPED, BIASED,
-        )  # fmt: skip
+        scores = scored(query, key, n, shown, bias, bias_end, scaling, softcap, CAPPED, BIASED)
         # A hidden key has weight 0, but 0 · ∞ is no number: what one row runs into must not reach the others.
         finite = tl.abs(value.to(tl.float32)) < float("inf")
         value = tl.where(finite, value, 0.0)
@@ -172,7 +168,9 @@ def tile(group: int, d_head: int, dtype: torch.dtype, biased: bool = False) -> d
     """
     heads, d = padded(group), padded(d_head, 16)
     full = dtype == torch.float32
-    lines = max(16, heads, 64 if not (full or biased) and d <= 128 else 32 if not full or d <= 64 else 16)
+    lines = max(
+        16, heads, 64 if not (full or biased) and d <= 128 else 32 if d <= 64 or (not full and d <= 128) else 16
+    )
     keys = (64 if d <= 64 else 32) if not full and d <= 128 else 16
     return {"TOKENS": lines // heads, "GROUP": heads, "KEYS": keys, "D": d}
 
