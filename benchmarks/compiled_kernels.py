@@ -67,7 +67,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. `spills` in bytes (of an AMD target: in registers); bytes are per edited number."""
+    """One compiled kernel. `spills` in bytes of memory; bytes are per edited number."""
 
     kernel: str
     dtype: str
@@ -199,7 +199,8 @@ def measured(case: Case, dtype: str, target: str) -> Row:
     else:
         text = kernel.asm["amdgcn"]
         registers = _number(r"\.vgpr_count:\s*(\d+)", text)
-        spills = _number(r"\.vgpr_spill_count:\s*(\d+)", text) + _number(r"\.sgpr_spill_count:\s*(\d+)", text)
+        # Scalar registers that do not suffice are kept in lanes of vector registers: only this is memory.
+        spills = _number(r"\.private_segment_fixed_size:\s*(\d+)", text)
     moved = None
     if case.needed is not None:
         every = accesses(kernel.asm["ttgir"])

@@ -167,12 +167,11 @@ def tile(group: int, d_head: int, dtype: torch.dtype, biased: bool = False) -> d
     The largest that compile without spills on the three targets of docs/kernels.md.
     """
     heads, d = padded(group), padded(d_head, 16)
-    full = dtype == torch.float32
-    lines = max(
-        16, heads, 64 if not (full or biased) and d <= 128 else 32 if d <= 64 or (not full and d <= 128) else 16
-    )
-    keys = (64 if d <= 64 else 32) if not full and d <= 128 else 16
-    return {"TOKENS": lines // heads, "GROUP": heads, "KEYS": keys, "D": d}
+    if dtype == torch.float32 or d > 128:
+        lines, keys = 32 if d <= 64 else 16, 16
+    else:
+        lines, keys = 32 if biased else 64, 64 if d <= 64 else 32
+    return {"TOKENS": max(lines, heads) // heads, "GROUP": heads, "KEYS": keys, "D": d}
 
 
 def prefix_attention(
