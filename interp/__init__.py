@@ -48,13 +48,14 @@ _HOMES = {
     "InterpError": "interp.errors",
 }
 _SUBPACKAGES = (
-    "tasks", "models", "interventions", "patching", "tracing", "circuits", "alignment", "concepts", "steering", "plots",
-    "kernels", "shapes",
+    "tasks", "models", "interventions", "patching", "tracing", "circuits", "alignment", "dictionaries", "concepts",
+    "steering", "plots", "kernels", "shapes",
 )  # fmt: skip
 
-__all__ = [*_HOMES, "tasks"]
+__all__ = [*_HOMES, "dictionaries", "tasks"]
 
 if TYPE_CHECKING:
+    from interp import dictionaries as dictionaries
     from interp import tasks as tasks
     from interp.alignment import align as align
     from interp.alignment import align_pictures as align_pictures
