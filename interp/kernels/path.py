@@ -95,9 +95,12 @@ def path_on(
 @cache
 def _tried(op: str, device: torch.device) -> Path:
     """Whether the kernel gives on this device what the reference gives."""
-    from interp.kernels.fused.trial import disagreement
-
-    trouble = disagreement(op, device)
+    try:
+        from interp.kernels.fused.trial import disagreement
+    except ImportError as error:  # a Triton that is too old, or broken
+        trouble = f"Triton cannot be used ({error})"
+    else:
+        trouble = disagreement(op, device)
     if trouble is None:
         return Path(True, "tried on this device, and equal to the PyTorch calls")
     warnings.warn(f"The kernel of {op} is not used on {device}: {trouble}.", stacklevel=2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from subprocess import SubprocessError
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from interp.kernels import apply_edits, prefix_attention, swap_subspace
 from interp.kernels.fused import apply_edits as fused_edits
@@ -24,8 +26,9 @@ def disagreement(op: str, device: torch.device) -> str | None:
     """
     try:
         fused, reference = TRIALS[op](device)
-    except (RuntimeError, ValueError, OSError, ImportError, NotImplementedError) as error:
-        return f"it does not run there ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    except (TritonError, RuntimeError, ValueError, OSError, ImportError, SubprocessError) as error:
+        said = next(iter(str(error).splitlines()), "")
+        return f"it does not run there ({type(error).__name__}: {said})"
     for found, expected in zip(fused, reference, strict=True):
         error = float((found - expected).abs().max() / expected.abs().max())
         if not error <= TOLERANCE:

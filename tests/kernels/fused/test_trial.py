@@ -35,3 +35,11 @@ def test_a_broken_kernel_is_noticed(op, module, monkeypatch):
     right = getattr(module, op)
     monkeypatch.setattr(module, op, lambda *args, **options: right(*args, **options) * 1.001)
     assert "differed from the PyTorch calls" in trial.disagreement(op, CPU)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_noticed(monkeypatch):
+    def fails(device):
+        raise trial.TritonError("no such target\nand more")
+
+    monkeypatch.setitem(trial.TRIALS, "apply_edits", fails)
+    assert trial.disagreement("apply_edits", CPU) == "it does not run there (TritonError: no such target)"
