@@ -194,6 +194,22 @@ def _joint(model: CausalModel, names: tuple[str, ...], setting: Setting) -> tupl
     return tuple(values[name] for name in names)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bases:
+    """Prompts that the network answers rightly, into which others are put.
+
+    Attributes:
+        ready: their states at one place, and the network above it.
+        labels: the token that the causal model answers to each when the variables have each value; −1 for none, which
+            leaves the base out of that value's mean.
+        among: tokens that the network chooses among, the labels being some of them; `None`: all.
+    """
+
+    ready: Continuation
+    labels: Int[Tensor, "base value"]
+    among: Int[Tensor, "answer"] | None = None
+
+
 class EveryPair(Continuation):
     """Every prompt as the source of every base: pair i · bases + k is prompt i into base k.
 
@@ -222,30 +238,32 @@ class EveryPair(Continuation):
 
 @torch.no_grad()
 def simulated(
-    one: AlignmentMap, bases: Continuation, labels: Int[Tensor, "base value"], states: Float[Tensor, "prompt width"]
+    one: AlignmentMap, bases: Bases, states: Float[Tensor, "prompt width"]
 ) -> Float[np.ndarray, "prompt value"]:
     """Counterfactual simulation: mean probability, over bases, of the causal model's answers.
 
     Args:
         one: a map of one cell.
-        bases: prompts that the network answers rightly.
-        labels: the token that the causal model answers to each base when the variable has each value; −1 for none,
-            which leaves the base out of that value's mean.
-        states: of the prompts in question, at the same place.
+        bases: at the same place as the states.
+        states: of the prompts in question.
 
     Raises:
         InterpError: a value that has a label in no base; states that the map makes not finite.
     """
+    labels, among = bases.labels, bases.among
     if (labels < 0).all(0).any():
         raise InterpError(
             "To no base does the causal model have an answer when the variable has one of the values; take more bases."
         )
-    pairs, zero = EveryPair(bases, states, one.n_variables), torch.zeros(1, dtype=torch.long, device=labels.device)
+    pairs, zero = (
+        EveryPair(bases.ready, states, one.n_variables),
+        torch.zeros(1, dtype=torch.long, device=labels.device),
+    )
 
     def read(outputs: Tensor, example: Tensor) -> Tensor:
-        token = labels[example % len(labels)]
-        p = outputs.double().log_softmax(-1).gather(-1, token.clamp(min=0)).exp()
-        return p.masked_fill(token < 0, -1)
+        token, whole = labels[example % len(labels)], outputs.double()
+        total = (whole if among is None else whole[:, among]).logsumexp(-1, keepdim=True)
+        return (whole.gather(-1, token.clamp(min=0)) - total).exp().masked_fill(token < 0, -1)
 
     found = interchanged(Cells(one, zero, zero, ("prompts",)), pairs, read, numbers=labels.shape[1])[0]
     if found.isnan().any():
@@ -323,7 +341,7 @@ def log_odds(log_p: Float[np.ndarray, "prompt value"], which: Bool[np.ndarray, "
 def aligned_scores(
     one: AlignmentMap,
     values: Values,
-    bases: tuple[Continuation, Int[Tensor, "base value"]],
+    bases: Bases,
     train: Observed,
     tests: Mapping[str, Observed],
     consistent: Mapping[str, Bool[np.ndarray, "prompt value"]],
@@ -332,7 +350,6 @@ def aligned_scores(
 
     Args:
         one: of one cell.
-        bases: and their labels, as `simulated` takes them.
         train: prompts that are answered rightly, for the value probe.
         consistent: which values the network's own answer to each prompt follows from.
 
@@ -343,7 +360,7 @@ def aligned_scores(
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*ALIGNED, *INFORMED)}
     for split, prompts in tests.items():
         own, right = consistent[split], np.eye(len(values.joint), dtype=bool)[values.of(prompts.settings)]
-        simulation = simulated(one, *bases, prompts.states)
+        simulation = simulated(one, bases, prompts.states)
         log_p = probe(coordinates(one, prompts.states))
         top = np.eye(len(values.joint), dtype=bool)[log_p.argmax(1)]
         found["simulation, own answer"][split] = of_value(simulation, own)

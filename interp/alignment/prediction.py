@@ -13,9 +13,12 @@ taken; `gain` is what a score has above it on the same prompts.
 Cost: one forward pass over every prompt; for the simulation, what lies above and behind the place for every prompt
 and base, twice (the random subspace). Nothing is trained but logistic regressions.
 
-When it misleads: prompts made of few words count for less than their number, so the intervals are too narrow for a
-claim about other words; a rate of errors that differs between splits does not move an AUC, but other *kinds* of errors
-do; a site so late that the answer already stands there makes the simulation the confidence under another name.
+When it misleads: where most errors are one wrong answer, to know which answer was given already tells right from wrong,
+and any score that differs between answers gains by it. The random subspace shows how much: there its AUC is not 0.5,
+and only what is above it is the variable's. Prompts made of few words count for less than their number, so the
+intervals are too narrow for a claim about other words. A rate of errors that differs between splits does not move an
+AUC; other *kinds* of errors do. A site so late that the answer already stands there makes the simulation the confidence
+under another name.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.alignment.continuation import Continuation
 from interp.alignment.correctness import (
     ALIGNED,
     CONFIDENCE,
     INFORMED,
     PROBE,
     SCORES,
+    Bases,
     Observed,
     Values,
     aligned_scores,
@@ -84,27 +87,27 @@ class Prediction(Result):
         return f"right or wrong, from the {' and '.join(p['variables'])} of {p['task']} in {p['place']} · {p['model']}"
 
     def summary(self) -> str:
-        """A row for each score, the splits side by side; the controls; gains over the confidence; what is missing."""
+        """A row for each score, the splits side by side; controls; gains over the confidence; what is missing."""
         p, data = self.provenance, self.data
         splits = [str(split) for split in data["split"].values]
         told = [f"{split} {int(data['n_wrong'][i])} of {int(data['n'][i])} wrong" for i, split in enumerate(splits)]
         lines = [f"Prediction: {self.title}", f"  AUC of {p['kind']}, rank {p['rank']}; {', '.join(told)}"]
         lines.append(_row("", splits))
-        random = [str(name) for name in data["score"].values if name in (*ALIGNED, *INFORMED)]
+        own, beside = ("auc", "low", "high"), ("control_auc", "control_low", "control_high")
         groups = [
-            ("the aligned variable", ALIGNED, {}), ("without it", (*CONFIDENCE, PROBE), {}),
-            ("who knows the right answer", INFORMED, {}),
-            ("random subspace", random, {"control": PREDICTION_CONTROLS[0]}),
+            ("the aligned variable", ALIGNED, own, ""), ("without it", (*CONFIDENCE, PROBE), own, ""),
+            ("who knows the right answer", INFORMED, own, ""),
+            (PREDICTION_CONTROLS[0], (*ALIGNED, *INFORMED), beside, ""),
+            (f"gain over {p['reference']}", (*ALIGNED, PROBE), ("gain", "gain_low", "gain_high"), "+"),
         ]  # fmt: skip
-        for what, names, at in groups:
+        for what, names, of, sign in groups:
             lines.append(f"  {what}")
-            lines += [_row(f"    {name}", self._cells(name, at)) for name in names]
+            lines += [_row(f"    {name}", self._cells(name, of, sign)) for name in names]
         shuffled = data.sel(control=PREDICTION_CONTROLS[1])
         inside = ((shuffled["control_low"] <= 0.5) & (shuffled["control_high"] >= 0.5)).sum("score").values
         n = shuffled["control_auc"].notnull().sum("score").values
         told = [f"0.5 in {k} of {m} intervals" for k, m in zip(inside, n, strict=True)]
         lines.append(_row("  shuffled labels", told))
-        lines += [f"  gain over {p['reference']}, {split}: {self._gains(split)}" for split in splits]
         lines += [f"  {why}" for why in p["failed"]]
         lines.append(
             f"  probes and {p['n_bases']} bases from {p['n_train']} prompts, {p['n_train_right']} answered rightly; "
@@ -113,21 +116,11 @@ class Prediction(Result):
         )
         return "\n".join(lines)
 
-    def _cells(self, score: str, at: Mapping[str, str]) -> list[str]:
-        """Of a score or its control: the AUC and its interval, for each split."""
-        names = ("control_auc", "control_low", "control_high") if at else ("auc", "low", "high")
-        here = self.data.sel({"score": score, **at})
-        table = np.stack([here[name].values for name in names], -1)
-        return ["–" if np.isnan(auc) else f"{auc:.3f} [{low:.3f}, {high:.3f}]" for auc, low, high in table]
-
-    def _gains(self, split: str) -> str:
-        told = []
-        for name in ALIGNED:
-            cell = self.data.sel(score=name, split=split)
-            gain, low, high = (float(cell[which]) for which in ("gain", "gain_low", "gain_high"))
-            verdict = "better" if low > 0 else "worse" if high < 0 else "no different"
-            told.append(f"{name} {gain:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}")
-        return "; ".join(told)
+    def _cells(self, score: str, of: Sequence[str], sign: str) -> list[str]:
+        """Of a score: a number and its interval, for each split."""
+        here = self.data.sel(score=score, control=PREDICTION_CONTROLS[0])
+        table = np.stack([here[name].values for name in of], -1)
+        return ["–" if np.isnan(x) else f"{x:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]" for x, low, high in table]
 
     def plot(self) -> Figure:
         """AUC of every score, a bar for each split."""
@@ -173,7 +166,7 @@ class Prediction(Result):
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<{max(map(len, SCORES)) + 6}}{''.join(cell.ljust(24) for cell in cells)}".rstrip()
+    return f"{name:<{max(map(len, SCORES)) + 6}}{''.join(cell.ljust(25) for cell in cells)}".rstrip()
 
 
 def predict_correctness(
@@ -202,7 +195,8 @@ def predict_correctness(
             correctness probe.
         tests: what is predicted, by name: held-out prompts like those of `train`, and others.
         n_bases: of the simulation.
-        among_answers: the model's answer is the highest logit among the tasks' answers, not of the vocabulary.
+        among_answers: the model chooses among the tasks' answers, not in the vocabulary: its answer is the highest of
+            their logits, and probabilities (also those of the simulation) are shares of theirs.
         seed: of the random subspace, the shuffle and the folds.
         budget: bytes for activations at once.
 
@@ -224,8 +218,9 @@ def predict_correctness(
     for split, task in tasks.items():
         if not len(task):
             raise PairError(f"Every prompt of {split!r} is one of the training's: nothing is left to predict.")
-    encoded = {split: _alone(task.encode(model)) for split, task in tasks.items()}
-    answers = torch.cat([each.answer for each in encoded.values()]).unique()
+    whole = [task.encode(model) for task in tasks.values()]
+    answers = torch.cat([each.answers for each in whole]).unique()
+    encoded = {split: _alone(each) for split, each in zip(tasks, whole, strict=True)}
     seen = {
         split: _observed(model, each, place, answers, among_answers, budget, progress)
         for split, each in encoded.items()
@@ -237,15 +232,16 @@ def predict_correctness(
     right = np.flatnonzero(known.right).tolist()
     values = Values.occurring(causal, train.variables, [known.settings[row] for row in right])
     rows = _balanced(right, values.of([known.settings[row] for row in right]), n_bases)
-    bases = LanguageContinuation(model, encoded[""].select(rows), [place], budget=budget)
     labels = token.table([values.answers(known.settings[row]) for row in rows])
+    among = torch.cat([answers, labels[labels >= 0]]).unique() if among_answers else None
+    bases = Bases(LanguageContinuation(model, encoded[""].select(rows), [place], budget=budget), labels, among)
     consistent = {
         split: (token.table([values.answers(setting) for setting in prompts.settings]) == prompts.answer[:, None])
         for split, prompts in seen.items()
     }
     texts = [example.base.text for split in tests for example in tasks[split]]
     found, reference, failed = compared(
-        one, values, (bases, labels), known, {split: seen[split] for split in tests},
+        one, values, bases, known, {split: seen[split] for split in tests},
         {split: table.cpu().numpy() for split, table in consistent.items()}, seed,
     )  # fmt: skip
     found["text"] = ("prompt", np.array(texts, dtype=str))
@@ -265,7 +261,7 @@ def predict_correctness(
 def compared(
     one: AlignmentMap,
     values: Values,
-    bases: tuple[Continuation, Int[Tensor, "base value"]],
+    bases: Bases,
     train: Observed,
     tests: Mapping[str, Observed],
     consistent: Mapping[str, Bool[np.ndarray, "prompt value"]],

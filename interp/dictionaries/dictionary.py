@@ -257,12 +257,16 @@ class LinearDictionary(Dictionary, ABC):
         return Codes(z.relu(), latent, offsets, self.n_latents)
 
     def revival(
-        self, x: Tensor, error: Float[Tensor, "row out"], bins: Tensor | None, dead: Bool[Tensor, "latent"]
+        self,
+        x: Float[Tensor, "row width"],
+        left: Float[Tensor, "row out"],
+        bins: Tensor | None,
+        dead: Bool[Tensor, "latent"],
     ) -> Float[Tensor, ""]:
         """How badly the dead latents alone explain what the living ones leave over, from 0 (well) to about 1.
 
-        Of each row, the k dead latents with the largest pre-activations, k being half the width, or all there are. They
-        are few latents and many entries, so this one product is dense.
+        `left` is that rest. Of each row, the k dead latents with the largest pre-activations take part, k being half
+        the width, or all there are. They are few latents and many entries, so this one product is dense.
 
         Source: Gao et al. 2024 (arXiv:2406.04093), appendix A.2. The error is divided by its own mean square, as in
             their code.
@@ -275,8 +279,8 @@ class LinearDictionary(Dictionary, ABC):
         k = min(len(latents), max(1, self.write.width // 2))
         chosen = torch.zeros_like(z, dtype=torch.bool).scatter_(1, topk_latents(z.detach(), k)[1], True)
         explained = (z.relu() * chosen) @ self.atoms[latents]
-        error = error.detach()
-        return (error - explained).square().mean() / error.square().mean().clamp(min=1e-12)
+        left = left.detach()
+        return F.mse_loss(explained, left) / left.square().mean().clamp(min=1e-12)
 
     @torch.no_grad()
     def reset(self, latents: Int[Tensor, "chosen"], directions: Float[Tensor, "chosen width"]) -> list[Tensor]:
@@ -306,6 +310,6 @@ def above(z: Float[Tensor, "row latent"], threshold: Float[Tensor, "*latent"]) -
     return row, latent
 
 
-def unexplained(error: Float[Tensor, "row width"]) -> Float[Tensor, ""]:
+def unexplained(out: Float[Tensor, "*row width"], target: Float[Tensor, "*row width"]) -> Float[Tensor, ""]:
     """‖x − x̂‖² per channel of standardised rows, whose variance per channel is 1."""
-    return error.square().mean()
+    return F.mse_loss(out, target)  # one pass, where a difference and its square are three

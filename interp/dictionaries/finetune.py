@@ -86,11 +86,12 @@ def finetune(
         ShapeError: a dictionary of another width.
         PairError: no text of `context` tokens.
     """
-    if not dictionary.autoencodes or len(dictionary.read.sites) > 1 or dictionary.read.n_bins > 1:
+    sites = dictionary.read.sites
+    if not dictionary.autoencodes or len(sites) != 1 or dictionary.read.n_bins != 1:
         raise InterpError("Finetuning needs a dictionary that reads and writes one site of a language model.")
     if min(steps, batch) < 1 or not 0 <= first < context:
         raise InterpError(f"steps={steps}, batch={batch}, first={first}, context={context}: too small.")
-    site = model.check(dictionary.read.sites[0])
+    site = model.check(sites[0])
     heads = 1 if site.head is not None else model.heads_of(site) or 1
     if (width := heads * (model.width_of(site) or 0)) != dictionary.read.width:
         raise ShapeError(f"{site} of {model.name} is {width} wide, the dictionary {dictionary.read.width}.")

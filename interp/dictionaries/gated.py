@@ -68,9 +68,9 @@ class Gated(LinearDictionary):
         """As the module says; the weight of the sparsity rises linearly at first."""
         gate = self.preactivations(self.centred(x), None)
         values = self._magnitude(gate - self.bias, slice(None)) * (gate > 0)
-        share = unexplained(target - (values @ self.atoms + self.offset))
+        share = unexplained(values @ self.atoms + self.offset, target)
         open_ = gate.relu()
-        frozen = unexplained(target - (open_ @ self.atoms.detach() + self.offset.detach()))
+        frozen = unexplained(open_ @ self.atoms.detach() + self.offset.detach(), target)
         total = share + warmed(self.sparsity, progress) * open_.sum(1).mean() + frozen
         return Loss(total, share.detach(), Codes.from_dense(values.detach()))
 

@@ -80,7 +80,7 @@ class JumpReLU(LinearDictionary):
         threshold = self.log_threshold.exp()
         values = _JumpReLU.apply(z, threshold, self.bandwidth)
         on = _Step.apply(z, threshold, self.bandwidth)
-        share = unexplained(target - (values @ self.atoms + self.offset))
+        share = unexplained(values @ self.atoms + self.offset, target)
         total = share + warmed(self.sparsity, progress) * on.sum(1).mean()
         return Loss(total, share.detach(), Codes.from_dense(values.detach()))
 

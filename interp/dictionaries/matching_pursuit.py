@@ -67,7 +67,7 @@ class MatchingPursuit(Dictionary):
     ) -> Loss:
         """The unexplained share of the variance; gradients pass through all steps."""
         codes = self.code(x)
-        share = unexplained(target - self.decoded(codes))
+        share = unexplained(self.decoded(codes), target)
         return Loss(share, share.detach(), codes)
 
     def settings(self) -> dict[str, Any]:

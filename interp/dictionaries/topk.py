@@ -76,9 +76,10 @@ class TopK(LinearDictionary):
     ) -> Loss:
         """The unexplained share of the variance, plus `aux` times what the dead latents leave of it."""
         codes = self.code(x, bins)
-        error = target - self.decoded(codes)
-        share = unexplained(error)
-        total = share + self.aux * self.revival(x, error, bins, dead) if self.aux and dead.any() else share
+        out = self.decoded(codes)
+        total = share = unexplained(out, target)
+        if self.aux and dead.any():
+            total = share + self.aux * self.revival(x, target - out, bins, dead)
         return Loss(total, share.detach(), codes)
 
     def settings(self) -> dict[str, Any]:
@@ -171,9 +172,10 @@ class BatchTopK(BatchChosen):
     ) -> Loss:
         """As `TopK.loss`."""
         codes = self.batch_code(x, bins)
-        error = target - self.decoded(codes)
-        share = unexplained(error)
-        total = share + self.aux * self.revival(x, error, bins, dead) if self.aux and dead.any() else share
+        out = self.decoded(codes)
+        total = share = unexplained(out, target)
+        if self.aux and dead.any():
+            total = share + self.aux * self.revival(x, target - out, bins, dead)
         return Loss(total, share.detach(), codes)
 
 
@@ -224,11 +226,12 @@ class Matryoshka(BatchChosen):
     ) -> Loss:
         """As the class says, plus `aux` as in `TopK.loss`; `unexplained` is that of the whole."""
         codes = self.batch_code(x, bins)
-        errors = target[:, None] - self.by_prefix(codes)
-        total = errors.square().mean()
+        outs = self.by_prefix(codes)
+        total = unexplained(outs, target[:, None].expand_as(outs))
+        whole = outs[:, -1]
         if self.aux and dead.any():
-            total = total + self.aux * self.revival(x, errors[:, -1], bins, dead)
-        return Loss(total, unexplained(errors[:, -1]).detach(), codes)
+            total = total + self.aux * self.revival(x, target - whole, bins, dead)
+        return Loss(total, unexplained(whole, target).detach(), codes)
 
     def by_prefix(self, codes: Codes) -> Float[Tensor, "row prefix width"]:
         """Standardised reconstructions of every prefix; the latents of each row must ascend, as those of `code` do."""

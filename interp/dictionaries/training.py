@@ -187,8 +187,8 @@ class _Trainer:
         loss = self.dictionary.loss(x, target, bins, dead, step / max(1, self.plan.steps - 1))
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        squares = [p.grad.square().sum() for p in self.parameters.values() if p.grad is not None]
-        if not torch.stack([loss.total.detach(), *squares]).isfinite().all():
+        norms = [torch.linalg.vector_norm(p.grad) for p in self.parameters.values() if p.grad is not None]
+        if not torch.stack([loss.total.detach(), *norms]).isfinite().all():
             self.stopped = (
                 f"step {step}: the loss or its gradient is not finite; the dictionary is as the step before left it"
             )

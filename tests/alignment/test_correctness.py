@@ -14,6 +14,7 @@ from interp.alignment.correctness import (
     ALIGNED,
     INFORMED,
     SCORES,
+    Bases,
     EveryPair,
     Observed,
     Values,
@@ -81,7 +82,7 @@ def experiment(damaged_in_training: float = 0.3):
     bases = train.select(right[:16].tolist())
     labels = torch.tensor([[int(a) for a in values.answers(setting)] for setting in bases.settings])
     ready = FunctionContinuation(bases.states, (bases.states,), network)
-    return (ready, labels), train, tests, values
+    return Bases(ready, labels), train, tests, values
 
 
 @cache
@@ -134,33 +135,44 @@ def test_areas_are_those_of_scikit_learn() -> None:
             assert abs(gain - (areas[name] - areas[reference])) < 1e-12
 
 
-def test_simulation_by_hand() -> None:
-    """Pair by pair, with the swap written out."""
-    (ready, labels), _, tests, _ = experiment()
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_simulation_by_hand(shift: float) -> None:
+    """Pair by pair, with the swap written out; a third answer takes its share, unless answers are two."""
+    bases, _, tests, _ = experiment()
     states = tests["in"].states[:7]
-    found = simulated(planted(), ready, labels, states)
-    for row, state in enumerate(states):
-        total = torch.zeros(2, dtype=torch.float64)
-        for base, label in zip(ready.base[0], labels, strict=True):
-            edited = base.clone()
-            edited[0] = state[0]
-            total += network(edited[None])[0].softmax(-1)[label]
-        np.testing.assert_allclose(found[row], total / len(labels), atol=1e-12, rtol=0)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-12)  # two values, two answers
+
+    def speak(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([network(x), x[:, 2:3] + shift], -1)
+
+    base = bases.ready.base[0]
+    ready = FunctionContinuation(base, (base,), speak)
+    for among in (None, torch.tensor([0, 1])):
+        found = simulated(planted(), Bases(ready, bases.labels, among), states)
+        for row, state in enumerate(states):
+            total = torch.zeros(2, dtype=torch.float64)
+            for one, label in zip(base, bases.labels, strict=True):
+                edited = one.clone()
+                edited[0] = state[0]
+                logits = speak(edited[None])[0]
+                total += (logits if among is None else logits[among]).softmax(-1)[label]
+            np.testing.assert_allclose(found[row], total / len(base), atol=1e-12, rtol=0)
+        sums = found.sum(1)  # two values, two answers
+        assert (sums < 0.999).all() if among is None else np.allclose(sums, 1, atol=1e-12)
 
 
 def test_a_base_without_an_answer_is_left_out() -> None:
-    (ready, labels), _, tests, _ = experiment()
-    states = tests["in"].states[:5]
-    some = labels.clone()
+    bases, _, tests, _ = experiment()
+    states, base = tests["in"].states[:5], bases.ready.base[0]
+    whole = simulated(planted(), bases, states)
+    some = bases.labels.clone()
     some[3:, 1] = -1
-    found = simulated(planted(), ready, some, states)
-    few = FunctionContinuation(ready.base[0, :3], (ready.base[0, :3],), network)
-    np.testing.assert_allclose(found[:, 0], simulated(planted(), ready, labels, states)[:, 0], atol=1e-12)
-    np.testing.assert_allclose(found[:, 1], simulated(planted(), few, labels[:3], states)[:, 1], atol=1e-12)
+    found = simulated(planted(), Bases(bases.ready, some), states)
+    few = Bases(FunctionContinuation(base[:3], (base[:3],), network), bases.labels[:3])
+    np.testing.assert_allclose(found[:, 0], whole[:, 0], atol=1e-12)
+    np.testing.assert_allclose(found[:, 1], simulated(planted(), few, states)[:, 1], atol=1e-12)
     some[:, 1] = -1
     with pytest.raises(InterpError, match="no base"):
-        simulated(planted(), ready, some, states)
+        simulated(planted(), Bases(bases.ready, some), states)
 
 
 def test_pairs_are_ordered_prompt_by_prompt() -> None:

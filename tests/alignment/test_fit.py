@@ -184,7 +184,7 @@ def test_a_resumed_training_has_the_same_curve(tmp_path, patience: int | None) -
 
 def test_what_a_map_follows_is_kept_step_by_step_and_over_an_interruption(tmp_path) -> None:
     train, label, _ = planted(64, 7)
-    plan = Training(steps=20, batch=16, learning_rate=1e-2)
+    plan = Training(steps=20, batch=16, learning_rate=1e-3)
 
     def made() -> Cells:
         zero = torch.zeros(2, dtype=torch.long)

@@ -82,7 +82,7 @@ def test_a_simulation_is_edits_by_hand(speaking, one, train, tests, found: Predi
         end = text.index(f" {setting['subject']} ") + 1 + len(setting["subject"])
         return len(tokenizer(text[:end]).input_ids) - 1
 
-    for number, (text, answer, truth, setting) in enumerate(answered(speaking, tests["in"], verbs(speaking))[:4]):
+    for number, (text, answer, _, setting) in enumerate(answered(speaking, tests["in"], verbs(speaking))[:4]):
         state = run(speaking, [text], (), [SITE])[SITE][0, subject(text, setting)]
         own, informed = [], []
         for base, _, _, base_setting in bases:
@@ -90,10 +90,10 @@ def test_a_simulation_is_edits_by_hand(speaking, one, train, tests, found: Predi
             before = run(speaking, [base], (), [SITE])[SITE][0, at]
             after = before + (state - before) @ one.basis[0].double() @ one.basis[0].double().T
             edited = run(speaking, [base], [Replace(SITE, after[None, None], positions=at)]).logits[0, -1]
-            p = edited.softmax(-1)
+            p = dict(zip(verbs(speaking).tolist(), edited[verbs(speaking)].softmax(-1).tolist(), strict=True))
             told = {v: model.run(base_setting, {"number": v})["answer"] for v in ("singular", "plural")}
             would = {v: model.run(setting, {"number": v})["answer"] for v in ("singular", "plural")}
-            token = {v: float(p[tokenizer(f"The keys{said}").input_ids[-1]]) for v, said in told.items()}
+            token = {v: p[tokenizer(f"The keys{said}").input_ids[-1]] for v, said in told.items()}
             said = tokenizer.decode([answer])
             own.append(max([token[v] for v in would if would[v] == said], default=0.0))
             informed.append(token[model.run(setting)["number"]])
@@ -126,7 +126,9 @@ def test_it_is_shown_saved_and_reproducible(speaking, one, train, tests, found: 
 
 def test_the_text_of_a_training_prompt_is_not_predicted(speaking, one, train, tests) -> None:
     mixed = dataclasses.replace(tests["in"], examples=(*train.examples[:9], *tests["in"].examples, *train.examples[:5]))
-    some = predict_correctness(speaking, number_model(), one, PLACE, train, {"in": mixed}, n_bases=2, among_answers=True)
+    some = predict_correctness(
+        speaking, number_model(), one, PLACE, train, {"in": mixed}, n_bases=2, among_answers=True
+    )
     assert not {e.base.text for e in train} & set(some.data["text"].values.tolist())
     assert len(set(some.data["text"].values.tolist())) == some.data.sizes["prompt"]
     assert some.provenance["n_attempted"] == len(mixed)
