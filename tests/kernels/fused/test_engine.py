@@ -35,7 +35,7 @@ def test_a_sweep_through_the_kernels_has_the_same_values(family, monkeypatch):
         [Swap(pre, source, basis, positions=-1)],
         [Replace(z, source, positions=-1), Scale(Site("resid_mid", 1), 1.5, positions=3)],
         [Knockout(1, keys=1, positions=-1), Knockout(1, keys=2, positions=-1, head=2), Scale(Site("mlp_out", 0), 0.0)],
-        [Add(scores, torch.linspace(0, 2, 7), positions=-1)],
+        [Add(scores, torch.linspace(0, 2, 7).expand(4, 7), positions=-1)],
         [Scale(scores, 0.7, positions=-1)],  # no addition: not for the attention kernel
     ]
     expected = sweep(model, corrupted, variants, METRIC).values[METRIC.name]
