@@ -25,7 +25,7 @@ PLACE = Place(SITE, "subject")
 
 @pytest.fixture(scope="module")
 def one() -> Subspace:
-    return Subspace.random(24, 3, seed=5)
+    return Subspace.random(24, 3, seed=5).double()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_simulation_is_edits_by_hand(speaking, one, train, tests, found: Predi
         for base, _, _, base_setting in bases:
             at = subject(base, base_setting)
             before = run(speaking, [base], (), [SITE])[SITE][0, at]
-            after = before + (state - before) @ one.basis[0].double() @ one.basis[0].double().T
+            after = before + (state - before) @ one.basis[0] @ one.basis[0].T
             edited = run(speaking, [base], [Replace(SITE, after[None, None], positions=at)]).logits[0, -1]
             p = dict(zip(verbs(speaking).tolist(), edited[verbs(speaking)].softmax(-1).tolist(), strict=True))
             told = {v: model.run(base_setting, {"number": v})["answer"] for v in ("singular", "plural")}

@@ -176,7 +176,9 @@ def test_the_text_encoder_is_the_unets_and_stays_it(tmp_path):
     before = Training(TINY).model["transformer"].state_dict()
     after = unpacked(tmp_path)[0]
     moved = [name for name, t in before.items() if not torch.equal(t.half(), after[f"model.transformer.{name}"])]
-    assert len(moved) == len(before) - 1  # all but the table of positions
+    # A softmax does not see what is added to all keys: the gradient of their bias is rounding, and may be nothing at all.
+    still = [name for name in before if name not in moved and not name.endswith("to_k.bias")]
+    assert not still, still
 
 
 def test_every_architecture_overfits_one_batch():
