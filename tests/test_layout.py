@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 VAGUE = {"utils.py", "util.py", "helpers.py", "base.py", "common.py", "misc.py"}
 HEAVY = {
     "diffusers", "gguf", "kaleido", "netCDF4", "nnsight", "pandas", "plotly", "safetensors", "scipy", "sklearn",
-    "statsmodels", "transformer_lens", "transformers", "typer", "xarray",
+    "statsmodels", "transformer_lens", "transformers", "triton", "typer", "xarray",
 }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ the matrix grows; inside a layer, rows whose first edit lies after attention joi
 alone. After the last layer's attention only the tokens that the metric reads go on. Everything a row
 does not compute is the base run's (`BaseStates`).
 
-Nothing here is in place, so that the same code serves gradients (`interp.interventions.differentiable`).
+What is written into was made here, and nothing is while gradients are recorded, so that the same code serves them
+(`interp.interventions.differentiable`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor
 from interp.interventions.base_states import BaseStates
 from interp.interventions.plan import Index, Ops, Plan
 from interp.interventions.schedule import EMBED, Savings, Schedule, rank_of
+from interp.kernels.path import choose
+from interp.kernels.prefix_attention import EdgeBias, PackedRows, prefix_attention
 from interp.kernels.segment_attention import Segment, segment_attention
 from interp.kernels.stacked_attention import Stacks, stack_rows, stacked_attention
 from interp.models.block import Blocks
@@ -69,12 +72,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """How live tokens are laid out for attention."""
+    """How live tokens are laid out for attention: in stacks or packed, where that is the way to go, and in segments."""
 
     tokens: Tokens
     position: Tensor
     segments: Sequence[Segment]
-    stacks: Stacks | None
+    stacks: Stacks | None = None
+    packed: PackedRows | None = None
 
 
 class Chunk:
@@ -112,7 +116,8 @@ class Chunk:
         """The stream at a boundary: rows already under way, completed to all their live tokens, and new ones."""
         previous = self.tokens
         if 0 < layer < self.model.n_layers and not self._joined(layer):
-            return self._edit(Site("resid_pre", layer), self._edit(Site("resid_post", layer - 1), x))
+            x = self._edit(Site("resid_post", layer - 1), x, owned=True)
+            return self._edit(Site("resid_pre", layer), x, owned=True)
         self.tokens = self._boundary(layer)
         if layer == 0 and (self.rows.rank == EMBED).any():
             x, previous = self._embedded()
@@ -125,8 +130,8 @@ class Chunk:
         if len(at) != len(x) or (at != np.arange(len(at))).any():
             x = x.index_select(0, _index(at, x))
         if layer > 0:
-            x = self._edit(Site("resid_post", layer - 1), x)
-        return self._edit(Site("resid_pre", layer), x) if layer < self.model.n_layers else x
+            x = self._edit(Site("resid_post", layer - 1), x, owned=True)
+        return self._edit(Site("resid_pre", layer), x, owned=True) if layer < self.model.n_layers else x
 
     def _joined(self, layer: int) -> bool:
         """Whether rows join at this boundary, or have joined inside the layer below it."""
@@ -186,7 +191,9 @@ class Chunk:
             projected = self._edit_head_results(layer, projected, z)
         if len(self.tokens):
             attn_out = self._edit(Site("attn_out", layer), self.blocks.attn_out(layer, projected))
-            mid = self._edit(Site("resid_mid", layer), x + attn_out) if not self.model.family.parallel else x + attn_out
+            mid = x + attn_out
+            if not self.model.family.parallel:
+                mid = self._edit(Site("resid_mid", layer), mid, owned=True)
             if layer == self.model.n_layers - 1 and self.savings.read_late:
                 x, mid = self._only_read(x, mid)
             mlp_out = self.blocks.mlp_out(layer, x, mid) if len(self.tokens) else mid
@@ -245,7 +252,10 @@ class Chunk:
             states = query, key, value, self.base.keys[layer], self.base.values[layer]
             options = attention_options(attn.config, how)
             edited = scores in self.rows.sites or pattern in self.rows.sites
-            if layout.stacks is not None and not edited and options.pop("window", None) is None:
+            if layout.packed is not None and pattern not in self.rows.sites and self._only_added(scores):
+                options.pop("softmax_dtype")  # the kernel's is float32
+                z = prefix_attention(*states, layout.packed, edges=self._added_scores(scores), **options)
+            elif layout.stacks is not None and not edited and options.pop("window", None) is None:
                 z = stacked_attention(*states, layout.stacks, **options)
             else:
                 z = segment_attention(
@@ -258,9 +268,10 @@ class Chunk:
         return self.blocks.attention(layer, x, rope, layout.position, core), mixed[0]
 
     def _laid_out(self) -> _Layout:
-        """The live tokens as segments, and, where that pays, as stacks.
+        """The live tokens as segments, and, where that pays, as stacks or packed.
 
-        A segment holds rows of one example with the same start, or with starts so close that filling up is cheap.
+        A segment holds rows of one example with the same start, or with starts so close that filling up is cheap. For
+        the kernel nothing is filled up, and a segment holds all rows of its example.
         """
         if self._layout is not None and self._layout.tokens is self.tokens:
             return self._layout  # most layers have the tokens of the layer below
@@ -271,6 +282,7 @@ class Chunk:
         length = np.diff(np.append(begins, len(rows)))
         equal = np.flatnonzero((np.diff(start, prepend=-1) != 0) | (np.diff(example, prepend=-1) != 0))
         bounds = [*equal.tolist(), len(begins)]
+        fused = self._attends_fused()
         groups, first = [], 0
         while first < len(bounds) - 1:
             # Rows are sorted by start within an example, so the first one is the longest.
@@ -280,18 +292,30 @@ class Chunk:
                 count = bounds[last + 1] - top
                 grid = count * whole
                 live = int(length[top : bounds[last + 1]].sum())
-                if grid > live * (2.0 if grid <= FREE_FILLING else 1.125):
+                if grid > live * (2.0 if grid <= FREE_FILLING else 1.125) and not fused:
                     break
                 last += 1
             groups.append(slice(int(top), int(bounds[last])))
             first = last
         device, stacks = self.base.resid[-1].device, None
         position = torch.from_numpy(self.tokens.position).to(device)
-        if len(groups) > 1 and len(rows) <= FEW_TOKENS * len(groups) and int((start + length).max()) <= FEW_KEYS:
+        if (
+            not fused
+            and len(groups) > 1
+            and len(rows) <= FEW_TOKENS * len(groups)
+            and int((start + length).max()) <= FEW_KEYS
+        ):
             stacks = stack_rows(begins, start, length, example, groups, device)
         segments = [self._segment(begins, start, length, group, int(example[group.start])) for group in groups]
-        self._layout = _Layout(self.tokens, position, segments, stacks)
+        packed = PackedRows.of(segments, device) if fused else None
+        self._layout = _Layout(self.tokens, position, segments, stacks, packed)
         return self._layout
+
+    def _attends_fused(self) -> bool:
+        """Whether attention is the kernel's, which records no gradient."""
+        if torch.is_grad_enabled():
+            return False
+        return choose("prefix_attention", self.base.keys[0], d_head=self.base.keys[0].shape[-1]).fused
 
     def _segment(self, begins: Index, start: Index, length: Index, chosen: slice, example: int) -> Segment:
         start, length, begin = start[chosen], length[chosen], int(begins[chosen.start])
@@ -317,16 +341,43 @@ class Chunk:
         """Base states of (row, position) tokens."""
         return state[_index(self.rows.example[row], state), _index(position, state)]
 
-    def _edit(self, site: Site, x: Tensor, *, skip: int = 0, only_live: bool = False) -> Tensor:
-        """A site's edits on the matrix of current tokens (from token `skip` on, or only on live ones)."""
+    def _edit(self, site: Site, x: Tensor, *, skip: int = 0, only_live: bool = False, owned: bool = False) -> Tensor:
+        """A site's edits on the matrix of current tokens (from token `skip` on, or only on live ones).
+
+        Args:
+            owned: whether the matrix is nobody else's, so that edits may be written into it.
+        """
         for op in self.rows.sites.get(site, ()):
             at = self.tokens.find(self.row_of(op), op.position, self.width) - skip
             inside = (at >= 0) & (at < (self.tokens.n_live if only_live else len(x)))
             if inside.all():
-                x = op.apply(x, at)
+                x = op.apply(x, at, owned=owned)
             elif inside.any():
-                x = op.select(inside).apply(x, at[inside])
+                x = op.select(inside).apply(x, at[inside], owned=owned)
         return x
+
+    def _only_added(self, scores: Site) -> bool:
+        """Whether the edits of a layer's scores, if any, only add to them."""
+        return all(op.affine and not op.live and (op.keep == 1).all() for op in self.rows.sites.get(scores, ()))
+
+    def _added_scores(self, scores: Site) -> EdgeBias | None:
+        """What those edits add, summed where several act on one query."""
+        token, head, added = [], [], []
+        for op in self.rows.sites.get(scores, ()):
+            at = self.tokens.find(self.row_of(op), op.position, self.width)
+            inside = (at >= 0) & (at < self.tokens.n_live)
+            token.append(at[inside])
+            head.append(op.group[inside])
+            added.append(op.table[_index(op.operand[inside], op.table)])
+        if not token:
+            return None
+        device, heads = added[0].device, self.model.n_heads
+        place, at = np.unique(np.concatenate(token) * heads + np.concatenate(head), return_inverse=True)
+        row = np.full(self.tokens.n_live * heads, -1, dtype=np.int32)
+        row[place] = np.arange(len(place))
+        table = torch.zeros(len(place), added[0].shape[1], device=device)
+        table = table.index_add(0, torch.from_numpy(at).to(device), torch.cat(added).float())
+        return EdgeBias(torch.from_numpy(row).to(device).view(-1, heads), table)
 
     def _attention_editor(self, site: Site):
         if site not in self.rows.sites:

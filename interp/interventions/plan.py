@@ -36,7 +36,9 @@ from interp.interventions.edits import (
     UnderPrompt,
     Value,
 )
-from interp.kernels.apply_edits import apply_edits, modulate, swap_subspace, where_open, with_norm_of
+from interp.kernels.apply_edits import apply_edits
+from interp.kernels.modulate import modulate, where_open, with_norm_of
+from interp.kernels.swap_subspace import swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.hooks import refuse_held
 from interp.models.language_model import LanguageModel
@@ -73,11 +75,12 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ops:
-    """Edits of one site that can be applied together: distinct places, one operation.
+    """Edits of one site that can be applied together: all of one form.
 
     `group` is the head (0 for a part without heads); with `by_unit`, the flat index on (head, width), and
     operands are single numbers. In `live` ops `operand` is the number of a `LiveRow`, still without a table. With
-    `latents` operands are their gains, then their offsets.
+    `latents` operands are their gains, then their offsets. `wave` says how many edits of a place come before one;
+    `None`: all places are distinct.
     """
 
     site: Site
@@ -89,6 +92,7 @@ class Ops:
     keep: np.ndarray
     operand: Index
     table: Tensor
+    wave: Index | None = None
 
     def __len__(self) -> int:
         return len(self.variant)
@@ -111,33 +115,39 @@ class Ops:
 
     def select(self, chosen: np.ndarray) -> Ops:
         """The edits at these indices (or where a mask is true)."""
-        arrays = ("variant", "example", "position", "group", "keep", "operand")
+        arrays = ["variant", "example", "position", "group", "keep", "operand"]
+        arrays += [] if self.wave is None else ["wave"]
         return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
-    def apply(self, x: Tensor, token: Index) -> Tensor:
-        """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`."""
+    def apply(self, x: Tensor, token: Index, *, owned: bool = False) -> Tensor:
+        """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`.
+
+        Args:
+            owned: whether `x` may be written into, as in `apply_edits`.
+        """
         form, shape = self.form, x.shape
         flat = x.reshape(shape[0], -1, 1) if form.by_unit else x.reshape(shape[0], -1, shape[-1])
-        at, group = torch.from_numpy(token).to(x.device), torch.from_numpy(self.group).to(x.device)
-        edited = self._operated(flat, at, group)
+        # Indices stay on the host: the kernels sort them there, the PyTorch calls move them.
+        at, group, row = (torch.from_numpy(array) for array in (token, self.group, self.operand))
+        edited = self._operated(flat, at, group, row, owned and not form.keep_norm and form.gate is None)
         if form.keep_norm:
             edited = with_norm_of(flat, edited, at, group)
         if form.gate is not None:
             edited = where_open(flat, edited, at, group, form.gate.read.to(x), form.gate.threshold)
         return edited.view(shape)
 
-    def _operated(self, x: Tensor, at: Tensor, group: Tensor) -> Tensor:
-        form, operand = self.form, self.table[torch.from_numpy(self.operand).to(x.device)].to(x.dtype)
+    def _operated(self, x: Tensor, at: Tensor, group: Tensor, row: Tensor, owned: bool) -> Tensor:
+        form = self.form
         if form.latents is not None:
             read, write, bias, threshold = (part.to(x) for part in _parts(form.latents))
-            gain, offset = operand.tensor_split(2, -1)
+            gain, offset = self.table[row.to(self.table.device)].to(x).tensor_split(2, -1)
             return modulate(x, at, group, read, write, bias, threshold, gain, offset)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
-        operand = operand[:, : x.shape[-1]]
+        table = self.table[:, : x.shape[-1]]
         if form.basis is not None:
-            return swap_subspace(x, at, group, operand, form.basis.to(x.dtype))
-        keep = torch.from_numpy(self.keep).to(x.device, x.dtype)
-        return apply_edits(x, at, group, keep, operand)
+            return swap_subspace(x, at, group, table, form.basis.to(x.dtype), row, owned=owned)
+        keep, wave = torch.from_numpy(self.keep), None if self.wave is None else torch.from_numpy(self.wave)
+        return apply_edits(x, at, group, keep, table, row, wave, owned)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +210,42 @@ def compile_variants(
     sites: dict[Site, list[Ops]] = defaultdict(list)
     for (site, _, _), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
         sites[site].append(ops.build(site))
-    return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
+    return Plan(prompts, len(variants), {site: _together(ops) for site, ops in sites.items()})
+
+
+def _together(ops: Sequence[Ops]) -> tuple[Ops, ...]:
+    """The ops of a site, in order, with neighbours made one wherever one call can apply them."""
+    runs: list[list[Ops]] = []
+    for op in ops:
+        before = runs[-1][-1] if runs else None
+        if before is not None and op.affine and not op.live and before.form.key == op.form.key:
+            runs[-1].append(op)
+        else:
+            runs.append([op])
+    return tuple(run[0] if len(run) == 1 else _joined(run) for run in runs)
+
+
+def _joined(ops: Sequence[Ops]) -> Ops:
+    """Ops of one kind as one, which applies them in order."""
+    tables = {id(op.table): op.table for op in ops}
+    first = dict(zip(tables, np.cumsum([0, *(len(table) for table in tables.values())]), strict=False))
+    columns = {
+        name: np.concatenate([getattr(op, name) for op in ops])
+        for name in ("variant", "example", "position", "group", "keep")
+    }
+    place = np.stack([columns[name] for name in ("variant", "example", "position", "group")])
+    order = np.lexsort(place)  # stable: of one place, in list order
+    new = (np.diff(place[:, order], axis=1, prepend=-1) != 0).any(0)
+    begin = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    wave = np.empty(len(order), dtype=np.int64)
+    wave[order] = np.arange(len(order)) - begin
+    return replace(
+        ops[0],
+        operand=np.concatenate([op.operand + first[id(op.table)] for op in ops]),
+        table=torch.cat(list(tables.values())) if len(tables) > 1 else ops[0].table,
+        wave=wave if wave.any() else None,
+        **columns,
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Apply many edits to one activation in a handful of vectorised operations."""
+"""Apply many edits to one activation at once."""
 
 from __future__ import annotations
 
@@ -6,83 +6,69 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.kernels.path import choose
+
 
 def apply_edits(
     x: Float[Tensor, "token group width"],
     token: Int[Tensor, "edit"],
     group: Int[Tensor, "edit"],
     keep: Float[Tensor, "edit"],
-    operand: Float[Tensor, "edit width"],
+    operand: Float[Tensor, "operand width"],
+    row: Int[Tensor, "edit"] | None = None,
+    wave: Int[Tensor, "edit"] | None = None,
+    owned: bool = False,
 ) -> Float[Tensor, "token group width"]:
-    """`x[token, group] ← keep · x[token, group] + operand`, all edits at once, into a new tensor.
+    """`x[token, group] ← keep · x[token, group] + operand[row]`, all edits at once, into a new tensor.
 
-    `keep = 0` replaces (and never multiplies what was there: an infinity does not leak), `keep = 1` adds.
-    (token, group) pairs must be distinct; edits that meet at one place are applied in several calls.
+    One formula serves replacing (`keep` 0: what was there is never multiplied, an infinity does not leak), adding (1),
+    scaling (an operand of zeros), zeroing, and mixing (1 − t, with t · value as operand). Half-precision numbers are
+    edited in float32 and rounded once. Gradients flow to `x` and `operand`.
+
+    Args:
+        token: of each edit; like all indices, on the host or on x's device.
+        group: of each edit: the head, or 0.
+        keep: of each edit.
+        operand: rows of numbers, of any floating type.
+        row: which row of `operand` an edit takes; `None`: edit i takes row i.
+        wave: how many edits of the list come before this one at its place; they act in that order. `None`: all places
+            are distinct.
+        owned: whether `x` may be written into and returned: then only touched elements move. While gradients are
+            recorded it is copied all the same.
     """
-    old = x[token, group]
-    scaled = torch.where((keep == 0)[:, None], torch.zeros_like(old), keep[:, None] * old)
-    return x.index_put((token, group), scaled + operand)
+    owned = owned and not torch.is_grad_enabled()
+    if choose("apply_edits", x, operand).fused:
+        from interp.kernels.fused.apply_edits import apply_edits as fused
+
+        return fused(x, token, group, keep, operand, row, wave, owned)
+    return vectorised(x, token, group, keep, operand, row, wave, owned)
 
 
-def swap_subspace(
-    x: Float[Tensor, "token group width"],
-    token: Int[Tensor, "edit"],
-    group: Int[Tensor, "edit"],
-    source: Float[Tensor, "edit width"],
-    basis: Float[Tensor, "width rank"],
-) -> Float[Tensor, "token group width"]:
-    """`x ← x + R Rᵀ (source − x)` at the given places, for orthonormal columns R; into a new tensor."""
-    old = x[token, group]
-    return x.index_put((token, group), old + ((source - old) @ basis) @ basis.T)
+def vectorised(
+    x: Tensor,
+    token: Tensor,
+    group: Tensor,
+    keep: Tensor,
+    operand: Tensor,
+    row: Tensor | None = None,
+    wave: Tensor | None = None,
+    owned: bool = False,
+) -> Tensor:
+    """The reference: a handful of PyTorch calls for each wave."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    token, group, keep = token.to(x.device), group.to(x.device), keep.to(x.device, wide)[:, None]
+    value = (operand if row is None else operand[row.to(operand.device)]).to(wide)
+    if wave is None:
+        new = _edited(x[token, group].to(wide), keep, value)
+    else:
+        place, at = torch.unique(token * x.shape[1] + group, return_inverse=True)
+        token, group = place // x.shape[1], place % x.shape[1]
+        new, wave = x[token, group].to(wide), wave.to(x.device)
+        for number in range(int(wave.max()) + 1 if len(wave) else 0):
+            now = (wave == number).nonzero()[:, 0]
+            new = new.index_put((at[now],), _edited(new[at[now]], keep[now], value[now]))
+    return (x.index_put_ if owned else x.index_put)((token, group), new.to(x.dtype))
 
 
-def modulate(
-    x: Float[Tensor, "token group width"],
-    token: Int[Tensor, "edit"],
-    group: Int[Tensor, "edit"],
-    read: Float[Tensor, "latent width"],
-    write: Float[Tensor, "latent width"],
-    bias: Float[Tensor, "latent"],
-    threshold: Float[Tensor, "latent"],
-    gain: Float[Tensor, "edit latent"],
-    offset: Float[Tensor, "edit latent"],
-) -> Float[Tensor, "token group width"]:
-    """`x ← x + Σ_i (gain_i a_i + offset_i − a_i) write_i` at the given places, into a new tensor.
-
-    a_i = z_i where z_i = x · read_i + bias_i exceeds threshold_i, else 0. Costs 4 · latent · width operations a place,
-    whatever the size of the dictionary that they come from.
-    """
-    old = x[token, group]
-    z = old @ read.T + bias
-    active = torch.where(z > threshold, z, torch.zeros_like(z))
-    return x.index_put((token, group), old + (gain * active + offset - active) @ write)
-
-
-def with_norm_of(
-    x: Float[Tensor, "token group width"],
-    edited: Float[Tensor, "token group width"],
-    token: Int[Tensor, "edit"],
-    group: Int[Tensor, "edit"],
-) -> Float[Tensor, "token group width"]:
-    """`edited`, scaled at the given places to the Euclidean length that `x` has there.
-
-    A state that was edited to zero has no direction, and stays zero. Equal states keep their bits.
-    """
-    new = edited[token, group]
-    length, wanted = new.norm(dim=-1, keepdim=True), x[token, group].norm(dim=-1, keepdim=True)
-    ratio = torch.where(length > 0, wanted / length, torch.ones_like(length))
-    return edited.index_put((token, group), new * ratio)
-
-
-def where_open(
-    x: Float[Tensor, "token group width"],
-    edited: Float[Tensor, "token group width"],
-    token: Int[Tensor, "edit"],
-    group: Int[Tensor, "edit"],
-    read: Float[Tensor, "width"],
-    threshold: float,
-) -> Float[Tensor, "token group width"]:
-    """`edited` at those of the given places where `x · read > threshold`, and `x` at the others."""
-    old = x[token, group]
-    shut = ~(old @ read > threshold)
-    return edited.index_put((token[shut], group[shut]), old[shut])
+def _edited(old: Tensor, keep: Tensor, value: Tensor) -> Tensor:
+    return torch.where(keep == 0, torch.zeros_like(old), keep * old) + value

@@ -196,7 +196,7 @@ def test_a_wide_revnet_aligns_a_network_that_was_never_trained_and_the_result_sa
     }
     networks = trained, VectorMlp(16).requires_grad_(False)
     found = capacity(
-        *([first_layer(each)] for each in networks), maps, Training(steps=900, batch=128, learning_rate=5e-3),
+        *([first_layer(each)] for each in networks), maps, Training(steps=1500, batch=128, learning_rate=2e-3),
         places=("layer 1",), name="equality of two vectors",
     )  # fmt: skip
     iia = found.data["iia"].sel(network="untrained", place="layer 1")

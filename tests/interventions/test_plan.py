@@ -190,5 +190,15 @@ def test_variants_share_their_tables_and_keep_their_order():
     assert plan.n_variants == 6 and len(ops) == 5 * 3 * 4
     assert ops.table.data_ptr() == source[Z].data_ptr()  # a view of the source, not a copy per edit
     assert sorted(set(ops.variant.tolist())) == [0, 1, 2, 3, 4]
-    waves = compile_variants(model, prompts, [[Scale(RESID, 2.0), Add(RESID, 1.0)]]).sites[RESID]
-    assert [float(op.keep[0]) for op in waves] == [2.0, 1.0]
+    # What one call can apply is one op, whose waves keep the order; a swap comes between.
+    twice = [Scale(RESID, 2.0), Add(RESID, 1.0, positions=[1, 3]), Replace(RESID, 0.0, positions=3)]
+    (ops,) = compile_variants(model, prompts, [twice, [Scale(RESID, 3.0)]]).sites[RESID]
+    at = (ops.variant == 0) & (ops.example == 1) & (ops.position == 3)
+    assert ops.keep[at].tolist() == [2.0, 1.0, 0.0] and ops.wave[at].tolist() == [0, 1, 2]
+    assert not ops.wave[ops.variant == 1].any() and len(ops) == 2 * 18 + 3 * 3
+    assert ops.select(ops.variant == 0).wave.tolist() == ops.wave[ops.variant == 0].tolist()
+    apart = [Scale(RESID, 2.0, positions=0), Add(RESID, 1.0, positions=1)]
+    assert [op.wave for op in compile_variants(model, prompts, [apart]).sites[RESID]] == [None]
+    between = [Scale(RESID, 2.0), Swap(RESID, source, torch.eye(24, 2).double()), Add(RESID, 1.0), Scale(RESID, 0.5)]
+    kinds = compile_variants(model, prompts, [between]).sites[RESID]
+    assert [(len(op), op.basis is None) for op in kinds] == [(18, True), (18, False), (36, True)]

@@ -460,6 +460,7 @@ def test_the_plan_says_what_it_costs():
     assert "5 variants × 3 prompts: 15 rows to run, 0 answered by the base run" in text
     assert "1 packed passes" in text and "GFLOP" in text and "MiB" in text and "× fewer" in text
     assert "savings: enter_late, skip_prefix, skip_noops, read_late, batch" in text
+    assert "apply_edits: PyTorch calls (the tensors are on the CPU)." in text and "prefix_attention: PyTorch" in text
     naive = plan_sweep(model, corrupted, [[]], LINEAR, exact="naive")
     assert "One plain forward pass per variant" in naive.explain()
     assert (
