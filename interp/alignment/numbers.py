@@ -62,7 +62,7 @@ class NumberFlips(Result):
     def title(self) -> str:
         """One line that states what was steered."""
         p = self.provenance
-        return f"{p['part']} at the number's token, {p['task']} ({p['n_scored']} pairs) · {p['model']}"
+        return f"{p['part']} at the number's token, {p['held_out']} ({p['n_scored']} pairs) · {p['model']}"
 
     @property
     def best(self) -> int:
@@ -107,7 +107,7 @@ class NumberFlips(Result):
         flips, low, high = (here[name].drop_vars("layer") for name in ("flips", "low", "high"))
         return curves(
             flips, x="strength", line="direction", low=low, high=high, unit="share of pairs", quantity="flips",
-            x_title="added (standard deviations of the number’s direction; below 0 towards smaller numbers)",
+            x_title="added, in standard deviations (below 0: smaller numbers)",
             title=f"Answers that flip at layer {layer}: {self.title}",
         )  # fmt: skip
 
