@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import report  # noqa: F401  it puts the project on the path
 import typer
 from resident import peak, reset_peak, resident, trim
 from timing import processor_seconds, set_threads, spread

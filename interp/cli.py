@@ -15,6 +15,7 @@ from rich.table import Table
 from interp.errors import InterpError, nearest
 
 if TYPE_CHECKING:
+    import pandas
     import plotly.graph_objects
 
     from interp.circuits import Circuit, EdgeScores, Evaluation
@@ -64,6 +65,14 @@ class _Plotted(Protocol):
 
 
 @runtime_checkable
+class _WithFailures(Protocol):
+    """A result that knows on what it fails."""
+
+    def failures(self) -> pandas.DataFrame: ...
+    def plot_failures(self) -> plotly.graph_objects.Figure: ...
+
+
+@runtime_checkable
 class _WithPictures(Protocol):
     """A result that keeps pictures."""
 
@@ -90,10 +99,13 @@ def _deliver(
             console.print(f"wrote {path}", markup=False)
 
 
-def _sections(result: _Plotted) -> list[tuple[str, list[str], plotly.graph_objects.Figure]]:
-    sections = [(result.title, [result.summary()], result.plot())]
+def _sections(result: _Plotted) -> list[tuple[str, list[str], Any]]:
+    """What a page shows: heading, paragraphs, and a figure or table."""
+    sections: list[tuple[str, list[str], Any]] = [(result.title, [result.summary()], result.plot())]
     if isinstance(result, _WithPictures):
         sections.append(("Pictures", [], result.plot_pictures()))
+    if isinstance(result, _WithFailures) and len(wrong := result.failures()):
+        sections += [("Where it fails", [], result.plot_failures()), ("Every failure", [], wrong)]
     return sections
 
 
@@ -436,6 +448,48 @@ def align(
             seed=seed, checkpoint=checkpoint, progress=silent if as_json else bar,
         )  # fmt: skip
         _deliver(result, "Alignment", html, as_json, out, png)
+
+
+@app.command()
+def abstraction(
+    found: Annotated[list[Path], typer.Argument(help="What `interp align --out` wrote, one file for each variable.")],
+    task: Annotated[str, typer.Option(help="One of the causal model's: subject-number, country-capital …")],
+    n: Annotated[int, typer.Option(help="Held-out examples for every set of variables.")] = 64,
+    train: Annotated[
+        int, typer.Option(help="Examples that the control with random weights is fitted to; 0 leaves it out.")
+    ] = 128,
+    among_answers: Annotated[
+        bool, typer.Option(help="The answer is the best of the task's, not of the vocabulary.")
+    ] = False,
+    only_right: Annotated[bool, typer.Option(help="Leave out examples that the model gets wrong.")] = True,
+    seed: Annotated[int, typer.Option(help="Draws the examples; not that of the searches.")] = 100,
+    model: Model = "smollm2-135m",
+    html: Html = None,
+    as_json: Json = False,
+    out: Out = None,
+    png: Png = None,
+) -> None:
+    """Does the model compute as a whole causal model does? Every set of variables exchanged, and where that fails."""
+    import interp
+    from interp import alignment
+    from interp.progress import bar, silent
+    from interp.tasks.causal_models import INTERCHANGES
+    from interp.tasks.pairs import check_choice
+
+    with _told():
+        check_choice("interchange task", task, INTERCHANGES)
+        family = INTERCHANGES[task]
+        searches = [alignment.Alignment.load(path) for path in found]
+        aligned = [one.aligned() for one in searches]
+        sets = list(alignment.subsets([variable for one in aligned for variable in one.variables]))
+        held_out = [family.generate(n, seed, variables=some, split="held out") for some in sets]
+        known = [family.generate(train, seed, variables=some, split="train") for some in sets] if train else []
+        result = alignment.language_abstraction(
+            interp.load(model), family.model(), aligned, held_out, train=known,
+            training=alignment.Training(**searches[0].provenance["training"]), among_answers=among_answers,
+            only_right=only_right, seed=seed, progress=silent if as_json else bar,
+        )  # fmt: skip
+        _deliver(result, "Causal abstraction", html, as_json, out, png)
 
 
 def _numbers(option: str, text: str) -> list[int]:

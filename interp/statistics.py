@@ -1,4 +1,4 @@
-"""Uncertainty of means over examples: bootstrap intervals, sign-flip tests, Holm's correction, shares of a gap.
+"""Uncertainty of means over examples: bootstrap intervals, sign-flip tests, Holm's correction, shares of a gap, AUC.
 
 The first two take an array whose last axis is `example` and treat the cells before it alike. Examples must be
 independent: prompts made from one template with the same names count for less than their number. NaN
@@ -194,6 +194,105 @@ def ratio_interval(
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def auc_interval(
+    scores: Any, positive: Any, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """How well a score orders two kinds of examples: the area under the ROC curve, with its interval.
+
+    The share of (positive, negative) pairs in which the positive example has the higher score; a tie counts half. 0.5
+    is no order, 1 perfect order, below 0.5 the wrong way round. The interval draws positives and negatives with
+    replacement, each as many as there are, and expands percentiles as `bootstrap_interval`, for the smaller kind.
+    Where no pair is out of order, resampling sees no spread, and both ends are 1; where one kind has a single example,
+    there is no interval (NaN).
+
+    Args:
+        scores: `[..., example]`; a cell of NaN only (nothing was scored there) stays NaN.
+        positive: `[example]`, bool.
+
+    Returns:
+        `(auc, low, high)`, each `[...]`.
+
+    Raises:
+        ShapeError: scores that are NaN in part of a cell; another number of examples; a `level` out of range.
+        PairError: no positive or no negative example.
+
+    Source: Hanley & McNeil 1982 (area and order); the interval as in `bootstrap_interval`, stratified.
+    """
+    area, draws, tail = _auc_draws(scores, positive, level, seed, resamples)
+    return area, *_ends(draws, tail)
+
+
+def auc_gain(
+    scores: Any, reference: Any, positive: Any, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """How much better scores order the examples than a reference score does: AUC minus AUC, with its interval.
+
+    Both are read on the same draws: two scores of the same examples go up and down together, and the interval of
+    their difference is much narrower than theirs suggest.
+
+    Args:
+        scores: `[..., example]`.
+        reference: `[example]`.
+        positive: `[example]`, bool.
+
+    Returns:
+        `(gain, low, high)`, each `[...]`; positive where the scores are better than the reference.
+
+    Raises:
+        ShapeError, PairError: as `auc_interval`.
+    """
+    import numpy
+
+    area, draws, tail = _auc_draws(scores, positive, level, seed, resamples)
+    theirs, their_draws, _ = _auc_draws(reference, positive, level, seed, resamples)
+    return numpy.asarray(area - theirs), *_ends(draws - their_draws, tail)
+
+
+def _auc_draws(
+    scores: Any, positive: Any, level: float, seed: int, resamples: int
+) -> tuple[numpy.ndarray, numpy.ndarray, float]:
+    """(area [...], area of each draw [..., resample], tail probability)."""
+    import numpy
+
+    array, positive = numpy.asarray(scores, dtype=float), numpy.asarray(positive)
+    if array.ndim == 0 or positive.dtype != bool or positive.shape != array.shape[-1:]:
+        raise ShapeError(
+            f"Scores {array.shape} need one bool per example, [example]; got {positive.dtype} {positive.shape}."
+        )
+    if not 0 < level < 1 or resamples < 1:
+        raise ShapeError(f"level={level} is a coverage between 0 and 1, resamples={resamples} at least 1.")
+    n = int(positive.sum())
+    if not 0 < n < len(positive):
+        raise PairError(
+            f"{n} of {len(positive)} examples are positive: an AUC compares positive with negative ones; it needs both."
+        )
+    missing = numpy.isnan(array)
+    if (missing.any(-1) != missing.all(-1)).any():
+        raise ShapeError("Some scores of a cell are NaN and others are not; score all its examples, or none.")
+    cells = array.reshape(-1, len(positive))
+    random = numpy.random.default_rng(seed)
+    drawn = [_counts(random, int(kind.sum()), resamples) for kind in (positive, ~positive)]
+    area, draws = numpy.full(len(cells), numpy.nan), numpy.full((len(cells), resamples), numpy.nan)
+    for i in numpy.flatnonzero(~missing.reshape(cells.shape).any(1)):
+        ours, theirs = cells[i, positive][:, None], cells[i, ~positive]
+        wins = (ours > theirs) + 0.5 * (ours == theirs)
+        area[i] = wins.mean()
+        draws[i] = ((drawn[0] @ wins) * drawn[1]).sum(1) / wins.size
+    fewest = min(n, len(positive) - n)
+    if fewest < 2:
+        draws[:] = numpy.nan
+    tail = _tail(fewest, level) if fewest > 1 else 0.5
+    return area.reshape(array.shape[:-1]), draws.reshape(*array.shape[:-1], resamples), tail
+
+
+def _ends(draws: numpy.ndarray, tail: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The two quantiles over draws [..., resample] that cut off so much on either side; NaN of NaN."""
+    import numpy
+
+    low, high = numpy.quantile(draws, [tail, 1 - tail], axis=-1)
+    return numpy.asarray(low), numpy.asarray(high)
+
+
 def _apart(gap: numpy.ndarray, level: float, seed: int, resamples: int) -> bool:
     """Whether a mean gap differs from zero by more than its own uncertainty."""
     low, high = bootstrap_interval(gap, level, seed, resamples)
@@ -284,12 +383,26 @@ def _enumerable(n: int, resamples: int) -> bool:
 def _draws(n: int, level: float, seed: int, resamples: int) -> tuple[numpy.ndarray, float]:
     """(how often each example is drawn [resample, example], tail probability expanded by Student's t)."""
     import numpy
-    from scipy.special import ndtr, stdtrit
 
-    draws = numpy.random.default_rng(seed).integers(0, n, (resamples, n))
+    return _counts(numpy.random.default_rng(seed), n, resamples), _tail(n, level)
+
+
+def _counts(random: numpy.random.Generator, n: int, resamples: int) -> numpy.ndarray:
+    """How often each of n examples is drawn, [resample, example]."""
+    import numpy
+
+    draws = random.integers(0, n, (resamples, n))
     counts = numpy.zeros((resamples, n))
     numpy.add.at(counts, (numpy.arange(resamples)[:, None], draws), 1.0)
-    return counts, ndtr(numpy.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
+    return counts
+
+
+def _tail(n: int, level: float) -> float:
+    """The tail probability of a percentile interval, expanded by Student's t, for n > 1 examples."""
+    import numpy
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(numpy.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
 
 
 def _checked(values: Any, resamples: int) -> numpy.ndarray:

@@ -235,6 +235,29 @@ def test_mistakes_about_alignments(speaking, monkeypatch, options, message: str)
     assert message in " ".join(found.output.split())
 
 
+def test_a_whole_causal_model_from_searches_that_were_saved(speaking, monkeypatch, tmp_path) -> None:
+    import interp
+    from interp.alignment import Abstraction
+
+    monkeypatch.setattr(interp, "load", lambda name: speaking)
+    common = ["--n", "8", "--held-out", "4", "--steps", "2", "--batch", "4", "--rank", "2", "--no-only-right"]
+    for task, layer, region in (("subject-number", "1", "subject"), ("subject-tense", "0", "verb")):
+        one = ["align", "--task", task, "--layers", layer, "--regions", region, "--out", str(tmp_path / f"{task}.nc")]
+        assert CliRunner().invoke(app, [*one, *common]).exit_code == 0
+    given = [str(tmp_path / f"{task}.nc") for task in ("subject-number", "subject-tense")]
+    options = ["--task", "subject-number", "--n", "4", "--train", "4", "--no-only-right", "--among-answers"]
+    files = ["--html", str(tmp_path / "a.html"), "--out", str(tmp_path / "a.nc"), "--png", str(tmp_path / "a.png")]
+    found = CliRunner().invoke(app, ["abstraction", *given, *options, *files])
+    assert found.exit_code == 0, found.output
+    result = Abstraction.load(tmp_path / "a.nc")
+    assert result.data["exchanged"].values.tolist() == ["number", "tense", "number + tense"]
+    assert "random model" in result.data["way"].values
+    page = (tmp_path / "a.html").read_text()
+    assert "Every failure" in page and "Where it fails" in page and (tmp_path / "a.png").stat().st_size
+    wrong = CliRunner().invoke(app, ["abstraction", given[0], "--task", "nope"])
+    assert wrong.exit_code == 2 and "no interchange task 'nope'" in " ".join(wrong.output.split())
+
+
 def test_every_task_has_a_name_here_and_a_split() -> None:
     from interp.cli import TASKS, _task
 

@@ -10,7 +10,16 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from interp.errors import PairError, ShapeError
-from interp.statistics import bootstrap_interval, holm, ratio_interval, recovered, sign_flip_p, smallest_p
+from interp.statistics import (
+    auc_gain,
+    auc_interval,
+    bootstrap_interval,
+    holm,
+    ratio_interval,
+    recovered,
+    sign_flip_p,
+    smallest_p,
+)
 
 
 def test_sign_flip_by_hand() -> None:
@@ -254,3 +263,72 @@ def test_ratios_without_spread_or_without_anything():
 def test_ratios_that_are_refused(top, bottom, message):
     with pytest.raises(ShapeError, match=message):
         ratio_interval(top, bottom)
+
+
+def test_an_area_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    random = numpy.random.default_rng(0)
+    positive = random.random(60) < 0.3
+    scores = numpy.round(random.normal(0, 1, (2, 4, 60)) + positive, 1)  # with ties
+    area, low, high = auc_interval(scores, positive)
+    for at in numpy.ndindex(2, 4):
+        assert abs(area[at] - roc_auc_score(positive, scores[at])) < 1e-12
+    assert ((low < area) & (area < high)).all()
+    flipped = auc_interval(-scores, positive)
+    numpy.testing.assert_allclose(flipped[0], 1 - area, atol=1e-12)
+    numpy.testing.assert_allclose(flipped[1], 1 - high, atol=1e-12)
+
+
+def test_an_area_s_interval_is_that_of_resampled_examples() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    random = numpy.random.default_rng(1)
+    positive = numpy.arange(24) < 9
+    one, other = random.normal(0, 1, (2, 24)) + positive
+    drawn = numpy.random.default_rng(5)
+    ours, theirs = drawn.integers(0, 9, (300, 9)), drawn.integers(0, 15, (300, 15)) + 9
+    labels = [True] * 9 + [False] * 15
+    rows = numpy.concatenate([ours, theirs], 1)
+    areas = numpy.array([[roc_auc_score(labels, scores[row]) for row in rows] for scores in (one, other)])
+    tail = stats.norm.cdf(numpy.sqrt(9 / 8) * stats.t.ppf(0.025, 8))
+    _, low, high = auc_interval(one, positive, seed=5, resamples=300)
+    numpy.testing.assert_allclose([low, high], numpy.quantile(areas[0], [tail, 1 - tail]), atol=1e-12)
+    gain, low, high = auc_gain(one, other, positive, seed=5, resamples=300)
+    assert abs(gain - (roc_auc_score(positive, one) - roc_auc_score(positive, other))) < 1e-12
+    numpy.testing.assert_allclose([low, high], numpy.quantile(areas[0] - areas[1], [tail, 1 - tail]), atol=1e-12)
+    assert [float(x) for x in auc_gain(one, one, positive)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("n_positive", "n_negative"), [(12, 12), (60, 20)])
+def test_an_area_s_interval_covers(n_positive: int, n_negative: int) -> None:
+    """Two normal kinds one standard deviation apart: the area is Φ(1/√2) = 0.760."""
+    truth = stats.norm.cdf(1 / numpy.sqrt(2))
+    positive = numpy.arange(n_positive + n_negative) < n_positive
+    covered = []
+    for seed in range(300):
+        scores = numpy.random.default_rng(seed).normal(0, 1, len(positive)) + positive
+        _, low, high = auc_interval(scores, positive, seed=seed, resamples=400)
+        covered.append(low <= truth <= high)
+    assert 0.91 < numpy.mean(covered) <= 0.99
+
+
+def test_what_has_no_area() -> None:
+    with pytest.raises(PairError, match="3 of 3 examples are positive"):
+        auc_interval([1.0, 2.0, 3.0], [True] * 3)
+    with pytest.raises(PairError, match="0 of 3"):
+        auc_interval([1.0, 2.0, 3.0], [False] * 3)
+    with pytest.raises(ShapeError, match="one bool per example"):
+        auc_interval([1.0, 2.0, 3.0], [1, 0, 1])
+    with pytest.raises(ShapeError, match="one bool per example"):
+        auc_interval([1.0, 2.0, 3.0], [True, False])
+    with pytest.raises(ShapeError, match="all its examples, or none"):
+        auc_interval([1.0, numpy.nan, 3.0], [True, False, True])
+    with pytest.raises(ShapeError, match="level"):
+        auc_interval([1.0, 2.0], [True, False], level=1.0)
+    nothing = [numpy.nan] * 4
+    area, low, high = auc_interval([nothing, [4.0, 3.0, 2.0, 1.0]], [True, True, False, False])
+    assert area.tolist()[1] == low.tolist()[1] == high.tolist()[1] == 1
+    assert numpy.isnan([area[0], low[0], high[0]]).all()
+    area, low, high = auc_interval([1.0, 2.0, numpy.inf], [False, False, True])
+    assert area == 1 and numpy.isnan([low, high]).all()  # one positive example has no spread

@@ -8,7 +8,7 @@ taken once. What the map makes of them goes into the rest of the network. A lang
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 
 import torch
@@ -42,6 +42,50 @@ class Continuation(ABC):
     def parts(self, place: Int[Tensor, "row"], example: Int[Tensor, "row"]) -> list[Int[Tensor, "part"]]:
         """The rows, in groups for which one pass and its backward pass fit into memory."""
         return [torch.arange(len(place), device=place.device)]
+
+    def place(self, name: Hashable) -> int:
+        """The number of a place.
+
+        Raises:
+            InterpError: there is none of that name.
+        """
+        if not isinstance(name, int) or not 0 <= name < len(self.base):
+            last = len(self.base) - 1
+            raise InterpError(f"There is no place {name!r}; {type(self).__name__} has the places 0 to {last}.")
+        return name
+
+    def depth(self, place: int) -> tuple[int, ...]:
+        """By what places are put in order: none has a state that one of a greater depth can change."""
+        return (place,)
+
+    def state(self, place: int, put: Mapping[int, Tensor]) -> Float[Tensor, "example *pos width"]:
+        """The state of every example at a place, when at other places there is what was put there.
+
+        Args:
+            place: number of it.
+            put: states of every example, by place; none: the base run.
+
+        Raises:
+            InterpError: the states of several places cannot be set at once here.
+        """
+        if put:
+            raise InterpError(f"{type(self).__name__} sets one place's state at a time; align all variables there.")
+        return self.base[place]
+
+    def outputs_of(self, put: Mapping[int, Tensor]) -> Float[Tensor, "example ..."]:
+        """What comes out for every example when at some places there is what was put there; none: the base run.
+
+        Raises:
+            InterpError: as `state`.
+        """
+        if len(put) > 1:
+            return self.state(max(put), put)  # which refuses
+        example = torch.arange(self.base.shape[1], device=self.base.device)
+        if not put:
+            return self.base_outputs(example)
+        ((at, values),) = put.items()
+        place = torch.full_like(example, at)
+        return torch.cat([self.outputs(values[part], place[part], part) for part in self.parts(place, example)])
 
     @cached_property
     def differs(self) -> Bool[Tensor, "place example"]:

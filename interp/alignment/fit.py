@@ -127,10 +127,12 @@ class Fitted:
         loss: mean over a step's examples, in nats; NaN where a cell was not trained (any more).
         stopped: of each cell why it ended before the last step, `None` if it did not. After a loss that is not finite
             its map is what it was when the loss last was.
+        history: what the map said was worth following (`AlignmentMap.followed`), as it was before each step.
     """
 
     loss: Float[np.ndarray, "cell step"]
     stopped: tuple[str | None, ...]
+    history: dict[str, Float[np.ndarray, "cell step ..."]]
 
 
 def cross_entropy(outputs: Float[Tensor, "row class"], target: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
@@ -184,7 +186,7 @@ def fit(
             trainer.save(file, mark, step + 1)
     for group in groups:
         group.map.eval()
-    return tuple(Fitted(run.losses, tuple(run.stopped)) for run in trainer.runs)
+    return tuple(Fitted(run.losses, tuple(run.stopped), run.history) for run in trainer.runs)
 
 
 class _Run:
@@ -194,6 +196,10 @@ class _Run:
         self.cells, self.parameters = cells, [p for p in cells.map.parameters() if p.requires_grad]
         self.active = continuation.differs.any(1)[cells.place].cpu().numpy() & bool(self.parameters)
         self.losses = np.full((len(cells), steps), np.nan)
+        self.history = {
+            name: np.full((len(cells), steps, *values.shape[1:]), np.nan)
+            for name, values in cells.map.followed().items()
+        }
         self.stopped: list[str | None] = [None] * len(cells)
         self.good = [p.detach().clone() for p in self.parameters]
         self.best, self.best_pass = np.full(len(cells), np.inf), np.zeros(len(cells), dtype=np.int64)
@@ -263,6 +269,8 @@ class _Trainer:
                 roots, seeds = [value, penalty], [gradient, torch.ones_like(penalty)]
             found = torch.autograd.grad(roots, run.parameters, seeds, allow_unused=True)
             run.losses[run.active, step] = loss[run.active]
+            for name, values in run.cells.map.followed().items():
+                run.history[name][run.active, step] = values.detach().cpu().numpy()[run.active]
             run.update(found, np.isfinite(loss), step)
             run.losses[~run.active, step] = np.nan
         for group in self.optimizer.param_groups:
@@ -365,6 +373,8 @@ class _Trainer:
                 yield f"{i}.map.{name}", tensor
             for name in ("losses", "best", "best_pass"):
                 yield f"{i}.{name}", torch.from_numpy(getattr(run, name))
+            for name, values in run.history.items():
+                yield f"{i}.history.{name}", torch.from_numpy(values)
             for k, p in enumerate(run.parameters):
                 yield f"{i}.good.{k}", run.good[k]
                 for name, tensor in self.optimizer.state[p].items() if self.optimizer is not None else ():
@@ -419,11 +429,14 @@ def interchanged(
 
 def answers(cells: Cells, continuation: Continuation, *, among: Int[Tensor, "answer"] | None = None) -> Answered:
     """The network's answers under the maps' interchanges: the highest logit, of all or among some tokens."""
-    found = interchanged(cells, continuation, lambda outputs, _: torch.stack(_best(outputs, among), -1), numbers=2)
+    found = interchanged(cells, continuation, lambda outputs, _: torch.stack(best(outputs, among), -1), numbers=2)
     return Answered(found[..., 0].nan_to_num().long(), found[..., 1] == 1)
 
 
-def _best(outputs: Tensor, among: Tensor | None) -> tuple[Tensor, Tensor]:
+def best(
+    outputs: Float[Tensor, "row class"], among: Int[Tensor, "answer"] | None
+) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
+    """The class of the highest logit, of all or among some; and whether those logits are finite."""
     some = outputs if among is None else outputs[:, among]
-    best = some.argmax(-1)
-    return best if among is None else among[best], some.isfinite().all(-1)
+    highest = some.argmax(-1)
+    return highest if among is None else among[highest], some.isfinite().all(-1)

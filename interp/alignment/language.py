@@ -6,8 +6,9 @@ that interchanges which change nothing are known. Of the base run, what lies bel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,20 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.alignment.continuation import Continuation
-from interp.errors import InterpError
+from interp.errors import InterpError, PairError, nearest
 from interp.interventions.base_states import BaseStates, base_states
 from interp.interventions.differentiable import Differentiable, differentiable
-from interp.interventions.edits import Replace
+from interp.interventions.edits import Edit, Replace
 from interp.interventions.memory import free_bytes
 from interp.interventions.packed import needed_sites
 from interp.interventions.plan import compile_variants
-from interp.interventions.run import run
+from interp.interventions.run import forward_order, run
 from interp.interventions.schedule import bytes_per_token
 from interp.interventions.sweep import plan_sweep
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.models.site import ATTENTION_PARTS, Site
-from interp.tasks.interchange import EncodedInterchange
+from interp.tasks.interchange import EncodedInterchange, InterchangeTask
 from interp.tasks.metrics import FunctionMetric
 
 MAX_TOKENS = 2048
@@ -110,6 +111,55 @@ class LanguageContinuation(Continuation):
             return found.logits[:, 0].index_select(0, ran[at])
         unread = self.base_logits[example]  # the last layer's states at other tokens
         return torch.where((ran[at] >= 0)[:, None], found.logits[:, 0][ran[at].clamp(min=0)], unread)
+
+    def place(self, name: Hashable) -> int:
+        """The number of a `Place`.
+
+        Raises:
+            InterpError: it is none of these.
+        """
+        if name not in self.places:
+            raise InterpError(f"{name} is none of the places here." + nearest(str(name), map(str, self.places)))
+        return self.places.index(cast(Place, name))
+
+    def depth(self, place: int) -> tuple[int, ...]:
+        """Where its site comes in a forward pass."""
+        return forward_order(self.places[place].site, self.model.n_layers)
+
+    @torch.no_grad()
+    def state(self, place: int, put: Mapping[int, Tensor]) -> Tensor:
+        """The base's state, or, with something put elsewhere, that of a whole run with these edits."""
+        if not put:
+            return self.base[place]
+        site, found = self.places[place].site, []
+        for rows in self._passes():
+            edits = self._edits(put, rows, range(len(rows)))
+            at, prompts = self.position[place, rows][:, None], self.task.base.select(rows)
+            found.append(run(self.model, prompts, edits, [site], positions=at, logits=False)[site][:, 0])
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def outputs_of(self, put: Mapping[int, Tensor]) -> Tensor:
+        """Logits at each prompt's last token, packed: above the lowest of the places, from their first position on."""
+        logits = self.base_logits.clone()
+        for rows in self._passes() if put else []:
+            found = self.ready.rows([self._edits(put, rows, rows.tolist())])
+            logits[found.example] = found.logits[:, 0]
+        return logits
+
+    def _edits(self, put: Mapping[int, Tensor], example: Tensor, rows: Sequence[int]) -> list[Edit]:
+        """What puts states there, of these examples, which are these rows of the prompts that run."""
+        return [
+            Replace(self.places[p].site, x[example][:, None], self.position[p, example][:, None], list(rows))
+            for p, x in put.items()
+        ]
+
+    def _passes(self) -> Sequence[Int[Tensor, "part"]]:
+        """Examples in order, for each whole pass."""
+        width = self.task.base.ids.shape[1]
+        per_example = width * self.model.n_layers * bytes_per_token(self.model, width) + 12 * self.model.d_vocab
+        size = max(1, min(MAX_TOKENS // width, self.budget // per_example))
+        return torch.arange(len(self.task), device=self.model.device).split(size)
 
     def parts(self, place: Tensor, example: Tensor) -> list[Tensor]:
         """Rows in order, as many as `MAX_TOKENS` and the budget admit."""
@@ -234,3 +284,26 @@ def right(
             plan = plan_sweep(model, prompts.select(rows), [], FunctionMetric(best, "answer", "token"))
             fine[rows] &= plan.base_values()[0].long() == answer[rows]
     return fine
+
+
+def kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only_right: bool) -> EncodedInterchange:
+    """A task as tokens of a model; of its examples, if asked, those whose base and sources the model answers rightly.
+
+    Args:
+        among_answers: the model's answer is the best of the task's.
+        only_right: keep no others.
+
+    Raises:
+        PairError: fewer than two are left; as `InterchangeTask.encode`.
+    """
+    encoded = task.encode(model)
+    if not only_right:
+        return encoded
+    rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
+    if len(rows) < 2:
+        raise PairError(
+            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
+            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
+            "easier task (or among_answers=True, or only_right=False)."
+        )
+    return encoded.select(rows.tolist())

@@ -51,7 +51,10 @@ class AlignmentMap(nn.Module, ABC):
         width: d, of the states.
         n_variables: how many blocks there are, in the order of the sources.
         cells: how many maps this is.
+        ranks: coordinates of each variable's block, where that is fixed.
     """
+
+    ranks: tuple[int, ...] = ()
 
     def __init__(self, width: int, n_variables: int, cells: int) -> None:
         super().__init__()
@@ -90,12 +93,21 @@ class AlignmentMap(nn.Module, ABC):
         """Trained numbers per cell."""
         return sum(parameter[0].numel() for parameter in self.parameters())
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Coordinates of each variable's block; where they differ by cell, those of the first."""
+        return self.ranks
+
     def penalty(self) -> Float[Tensor, "cell"]:
         """What the map itself adds to each cell's loss; 0 unless it chooses how much to exchange."""
         return next(self._tensors()).new_zeros(self.cells)
 
     def anneal(self, progress: float) -> None:
         """Set what changes in the course of training, as `progress` goes from 0 to 1; in most maps nothing."""
+
+    def followed(self) -> dict[str, Float[Tensor, "cell ..."]]:
+        """What is worth following in the course of training, by name; in most maps nothing."""
+        return {}
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser, `rate` being that of the map's main parameters."""
@@ -344,6 +356,7 @@ class Whole(AlignmentMap):
 
     def __init__(self, width: int, cells: int = 1, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(width, 1, cells)
+        self.ranks = (width,)
         self.register_buffer("nothing", torch.empty(cells, 0, dtype=dtype))
 
     def _swap(self, base: Tensor, sources: Sequence[Tensor]) -> Tensor:

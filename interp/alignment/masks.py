@@ -94,6 +94,11 @@ class Boundless(AlignmentMap):
         temperature = self.temperature[:, None, None]
         return torch.sigmoid((j - starts) / temperature) * torch.sigmoid((ends - j) / temperature)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Coordinates of each variable's block as they are now, in the first cell."""
+        return tuple(self.masks[0].sum(-1).round().long().tolist())
+
     def penalty(self) -> Float[Tensor, "cell"]:
         """The weight times Σ β."""
         return self.weight * self._shares().sum(-1)
@@ -104,6 +109,10 @@ class Boundless(AlignmentMap):
         self.temperature.fill_(start + (end - start) * progress)
         with torch.no_grad():
             self.share.clamp_(_LEAST_SHARE, 1)
+
+    def followed(self) -> dict[str, Tensor]:
+        """Where each variable's coordinates end, and how soft that is, in coordinates."""
+        return {"boundary": self.boundaries, "temperature": self.temperature}
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """The boundaries at ten times the rate of the rotation."""
@@ -184,6 +193,11 @@ class UnitMask(AlignmentMap):
         """The axes of each variable, as evaluated."""
         best = self._scores.argmax(1, keepdim=True)
         return best == torch.arange(1, 1 + self.n_variables, device=best.device)[:, None]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Axes of each variable as evaluated, in the first cell."""
+        return tuple(self.chosen[0].sum(-1).tolist())
 
     def penalty(self) -> Float[Tensor, "cell"]:
         """The weight times the share of the axes that is exchanged."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure
 
+    from interp.alignment.joint import Aligned
     from interp.alignment.maps import Subspace
 
 FITS = ("task", "shuffled labels", "random model")
@@ -33,7 +34,9 @@ class Alignment(Result):
     `correct` and `control_correct`; over `fit` × … × `step` the training `loss`, in nats. Over `layer` × `region`:
     `trained` (where it is false, base and sources agree on every training example, and the base run answers), and
     `moved`, the share of held-out examples whose states differ. Over `example`: `base_correct`, whether the base run
-    gives the label. Of maps that are subspaces, `basis` holds the columns, those of the variables side by side.
+    gives the label. Of maps that are subspaces, `basis` holds the columns, those of the variables side by side. Of maps
+    with learned boundaries the `boundary`, over … × `step` × `variable`, and the `temperature`, over … × `step`, both
+    in coordinates and as they were before the step.
     """
 
     @property
@@ -74,6 +77,22 @@ class Alignment(Result):
             raise InterpError(f"Layer {layer}, region {region!r}, rank {rank}: no such cell was searched.") from error
         n = rank * len(self.provenance["variables"])
         return Subspace(torch.from_numpy(columns[:, :n].copy()), (rank,) * len(self.provenance["variables"]))
+
+    def aligned(self, layer: int | None = None, region: str | None = None, rank: int | None = None) -> Aligned:
+        """The variables with the subspace that was found at a place, for `language_abstraction`.
+
+        Layer, region and rank are those of the best cell where they are not given.
+
+        Raises:
+            InterpError: as `basis`.
+        """
+        from interp.alignment.joint import Aligned
+        from interp.alignment.language import Place
+        from interp.models.site import Site
+
+        at = self._at(layer, region, rank)
+        place = Place(Site(self.provenance["part"], at["layer"]), at["region"])
+        return Aligned(tuple(self.provenance["variables"]), place, self.basis(**at))
 
     def summary(self) -> str:
         """The best cell with its controls, the margin, and what was left out."""
@@ -132,6 +151,36 @@ class Alignment(Result):
             smooth, x="step", line="layer", title=f"Training at {self.best['region']!r}, rank {rank}: {self.title}",
             unit="nats", quantity="cross-entropy", bars=False, baseline=None,
         )  # fmt: skip
+
+    def plot_boundaries(self, layer: int | None = None, region: str | None = None, rank: int | None = None) -> Figure:
+        """Where each variable's coordinates end in the course of training; the band is ± the mask's temperature.
+
+        Layer, region and rank are those of the best cell where they are not given.
+
+        Raises:
+            InterpError: maps without boundaries, or a place that was not searched.
+        """
+        from interp.plots import curves
+
+        if "boundary" not in self.data:
+            raise InterpError(f"Maps of the kind {self.provenance['kind']} learn no boundaries; Boundless does.")
+        at = self._at(layer, region, rank)
+        try:
+            ends, soft = (self.data[name].sel(at, drop=True) for name in ("boundary", "temperature"))
+        except KeyError as error:
+            raise InterpError(f"{at}: no such cell was searched.") from error
+        ends, width = ends.transpose("variable", "step"), float(self.provenance["width"])
+        return curves(
+            ends, x="step", line="variable", line_labels=self.provenance["variables"],
+            low=(ends - soft).clip(min=0), high=(ends + soft).clip(max=width), unit="coordinates",
+            quantity="end of block", baseline=None,
+            title=f"Boundaries in {width:.0f} coordinates, layer {at['layer']} at {at['region']!r}: {self.title}",
+        )  # fmt: skip
+
+    def _at(self, layer: int | None, region: str | None, rank: int | None) -> dict[str, Any]:
+        """The best cell, but for what is given."""
+        given = {"layer": layer, "region": region, "rank": rank}
+        return self.best | {name: value for name, value in given.items() if value is not None}
 
     def _searched(self, rank: Any) -> int:
         if rank not in self.data["rank"].values:

@@ -22,7 +22,7 @@ not use on its own (Makelov et al. 2023, arXiv:2311.17030); and see the note on 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from torch import Tensor
 
 from interp.alignment.continuation import Continuation
 from interp.alignment.fit import Cells, Fitted, Training, answers, fit
-from interp.alignment.language import LanguageContinuation, Place, check_places, right
+from interp.alignment.language import LanguageContinuation, Place, check_places, kept
 from interp.alignment.maps import AlignmentMap, LowRank, Subspace, Whole
 from interp.alignment.results import CONTROLS, FITS, Alignment
-from interp.errors import InterpError, PairError, nearest
+from interp.errors import InterpError, nearest
 from interp.models.language_model import LanguageModel
 from interp.models.reset import reset
 from interp.models.site import Site
@@ -93,7 +93,7 @@ def align(
         ShapeError: a rank above the width.
     """
     _check(task, held_out, controls, ranks)
-    sets = [_kept(model, each, among_answers, only_right) for each in (task, held_out)]
+    sets = [kept(model, each, among_answers, only_right) for each in (task, held_out)]
     train, test = sets
     layers = range(model.n_layers) if layers is None else layers
     regions = train.regions if regions is None else regions
@@ -105,7 +105,7 @@ def align(
     record = provenance(
         experiment="alignment", model=model.name, weights=model.weights_hash, task=task.name, held_out=held_out.name,
         source=task.source, variables=task.variables, task_seed=task.seed, held_out_seed=held_out.seed, part=part,
-        kind=getattr(kind, "__name__", str(kind)), training=_told(training), controls=list(controls), seed=seed,
+        kind=search.kind_name, width=search.width, training=_told(training), controls=list(controls), seed=seed,
         answers=f"the task's {len(_among(train, test))}" if among_answers else f"{model.d_vocab:,} tokens",
         only_right=only_right, n_train_attempted=len(task), n_train=len(train), n_attempted=len(held_out),
         n_scored=len(test), stopped=search.stopped,
@@ -120,6 +120,7 @@ class _Found:
     correct: np.ndarray
     train_correct: np.ndarray | None = None
     loss: np.ndarray | None = None
+    history: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class _Search:
@@ -135,12 +136,14 @@ class _Search:
         self.stopped: list[str] = []
         self.bases: np.ndarray | None = None
         self.n_variables = len(train.sources)
+        self.width, self.kind_name = 0, ""
 
     def run(self, controls: Sequence[str], progress: Progress, checkpoint: str | Path | None) -> dict[str, _Found]:
         """Correctness of the fitted maps ("task") and of every control."""
         folder, shuffle = None if checkpoint is None else Path(checkpoint), "shuffled labels" in controls
         check_places(self.model, self.places)
         groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]  # mistakes about ranks, before any run
+        self.width, self.kind_name = groups[0].map.width, type(groups[0].map).__name__
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         seen, unseen = self._continuations(self.model)
@@ -156,7 +159,8 @@ class _Search:
         correct = [self._correct(g, unseen, judged[g.target]) for g in groups]
         known = [self._correct(g, seen, targets[g.target])[:n] for g in groups]
         self.bases = _bases(groups, n)
-        found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0])}
+        history = {name: np.stack([one.history[name][:n] for one in fits]) for name in fits[0].history}
+        found = {"task": _Found(np.stack([c[:n] for c in correct]), np.stack(known), _losses(fits, n)[0], history)}
         self.stopped += [why for one in fits for why in one.stopped if why]
         if "random rotation" in controls:
             width, sizes = seen.base.shape[-1], [(rank,) * self.n_variables for rank in self.ranks]
@@ -224,20 +228,6 @@ def _check(task: InterchangeTask, held_out: InterchangeTask, controls: Sequence[
             )
 
 
-def _kept(model: LanguageModel, task: InterchangeTask, among_answers: bool, only_right: bool) -> EncodedInterchange:
-    encoded = task.encode(model)
-    if not only_right:
-        return encoded
-    rows = torch.nonzero(right(model, encoded, encoded.answers if among_answers else None))[:, 0]
-    if len(rows) < 2:
-        raise PairError(
-            f"{model.name} answers base and sources of {len(rows)} of {len(encoded)} examples of {task.name} "
-            "rightly. An alignment would be with a computation that the model does not do; take more examples or an "
-            "easier task (or among_answers=True, or only_right=False)."
-        )
-    return encoded.select(rows.tolist())
-
-
 def _among(train: EncodedInterchange, test: EncodedInterchange) -> Int[Tensor, "answer"]:
     return torch.cat([train.answers, test.answers]).unique()
 
@@ -301,6 +291,8 @@ def _dataset(search: _Search, found: dict[str, _Found], controls: Sequence[str],
         "moved": (dims[:2], search.moved.cpu().numpy().reshape(grid), {"unit": "share"}),
         "base_correct": ("example", search.base_correct),
     }  # fmt: skip
+    for name, values in task.history.items():
+        variables[name] = ((*dims, "step", "variable")[: values.ndim + 1], shaped(values), {"unit": "coordinates"})
     if search.bases is not None:
         variables["basis"] = ((*dims, "d_model", "column"), shaped(search.bases), {"unit": "1"})
     coords = {

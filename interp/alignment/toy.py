@@ -11,7 +11,7 @@ Source: the toy of Sutter, Minder, Hofmann & Pimentel 2025 (arXiv:2507.08802), a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interp.alignment.abstraction import Interchanges
 from interp.alignment.continuation import Continuation
+from interp.alignment.joint import subsets
 from interp.errors import InterpError, ShapeError
 from interp.progress import Progress, silent
-from interp.tasks.causal_models.equality import VectorInterchange, vector_interchange
+from interp.tasks.causal_model import Setting
+from interp.tasks.causal_models.equality import VECTOR_VARIABLES, VectorInterchange, vector_interchange
 
 _POOL = 1 << 17
 """Examples that are drawn at once; another pool follows."""
@@ -56,9 +59,15 @@ class VectorMlp(nn.Module):
 
     def outputs(self, network: int, after: int, states: Float[Tensor, "row width"]) -> Float[Tensor, "row 2"]:
         """Logits of one network, from the output of its layer `after` (1 is the first; 0 means the inputs)."""
-        for weight, bias in zip(self.weights[after:], self.biases[after:], strict=True):
-            states = F.linear(states, weight[network], bias[network])
-            states = states if weight is self.weights[-1] else states.relu()
+        states = self.carried(network, after, self.n_layers, states)
+        return F.linear(states, self.weights[-1][network], self.biases[-1][network])
+
+    def carried(
+        self, network: int, after: int, upto: int, states: Float[Tensor, "row width"]
+    ) -> Float[Tensor, "row width"]:
+        """What layer `upto` of one network puts out, from the output of its layer `after`."""
+        for weight, bias in zip(self.weights[after:upto], self.biases[after:upto], strict=True):
+            states = F.linear(states, weight[network], bias[network]).relu()
         return states
 
     @torch.no_grad()
@@ -170,6 +179,41 @@ class MlpContinuation(Continuation):
             found.append(self.networks.outputs(network, layer + 1, values[some]))
         return torch.cat(found)[torch.cat(rows).argsort()]
 
+    def state(self, place: int, put: Mapping[int, Tensor]) -> Tensor:
+        """From the highest of the layers below at which there is something; it decides all that follows.
+
+        Raises:
+            InterpError: places of several networks.
+        """
+        layers = [self._layer(other, place) for other in put]
+        network, layer = divmod(place, self.networks.n_layers)
+        below = [(at, values) for at, values in zip(layers, put.values(), strict=True) if at < layer]
+        if not below:
+            return self.base[place]
+        at, values = max(below, key=lambda one: one[0])
+        return self.networks.carried(network, at + 1, layer + 1, values)
+
+    def outputs_of(self, put: Mapping[int, Tensor]) -> Tensor:
+        """Logits from the highest layer at which there is something; that of one network.
+
+        Raises:
+            InterpError: nothing anywhere, where there are several networks; places of several networks.
+        """
+        if not put and self.networks.n_networks > 1:
+            raise InterpError("Networks side by side have no base run in common: name a place.")
+        top = max(put, default=self.networks.n_layers - 1)
+        put = put or {top: self.base[top]}
+        for place in put:
+            self._layer(place, top)
+        return self.networks.outputs(top // self.networks.n_layers, top % self.networks.n_layers + 1, put[top])
+
+    def _layer(self, place: int, other: int) -> int:
+        """The layer of a place (from 0) that is to be of the same network as another."""
+        network, layer = divmod(place, self.networks.n_layers)
+        if network != other // self.networks.n_layers:
+            raise InterpError(f"Places {place} and {other} are layers of different networks; set those of one.")
+        return layer
+
     def base_outputs(self, example: Tensor) -> Tensor:
         """Of no example.
 
@@ -179,3 +223,19 @@ class MlpContinuation(Continuation):
         if len(example):
             raise InterpError("Networks side by side have no base run in common; every example is run at every place.")
         return self.base.new_zeros(0, 2)
+
+
+def vector_interchanges(networks: VectorMlp, examples: VectorInterchange) -> list[Interchanges]:
+    """The examples for an `abstraction`, one entry for each set of variables; places are as in `MlpContinuation`."""
+    found = []
+    for some in subsets(examples.variables):
+        own = examples.exchanging(some)
+        settings = [own.settings(side) for side in range(1 + len(some))]
+        ready = MlpContinuation(networks, own)
+        words = [" ← ".join(_told(own.name, setting) for setting in sides) for sides in zip(*settings, strict=True)]
+        found.append(Interchanges(own.variables, ready, own.label.long(), settings[0], settings[1:], words))
+    return found
+
+
+def _told(name: str, setting: Setting) -> str:
+    return ", ".join(f"{variable} {setting[variable]}" for variable in VECTOR_VARIABLES[name])

@@ -160,7 +160,7 @@ class Places:
         """A watcher for every site that is a tensor at a module's side."""
         sites = [site for site in {**self.plan.sites, **dict.fromkeys(self.wanted)} if site.part not in ATTENTION_PARTS]
         # At a shared tap (q, k, v of a fused projection; z, then the heads' results) the forward order.
-        sites.sort(key=lambda site: _forward_order(site, model.n_layers))
+        sites.sort(key=lambda site: forward_order(site, model.n_layers))
         watchers: list[tuple[str, Tap, Watcher]] = []
         for site in sites:
             if site.part == "head_result":
@@ -246,6 +246,7 @@ class Places:
         return x
 
 
-def _forward_order(site: Site, n_layers: int) -> tuple[int, int]:
+def forward_order(site: Site, n_layers: int) -> tuple[int, int]:
+    """By what sites are put in the order in which a forward pass computes them."""
     layer = (-1 if site.part == "embed" else n_layers) if site.layer is None else site.layer
     return layer, PARTS.index(site.part)

@@ -38,7 +38,7 @@ def bars(
         low: lower end of each value's interval; same dimensions as `data`; NaN for none.
         high: upper end.
         quantity: name of the axis; the unit is added.
-        y_labels: names of the groups, by default the coordinate `y`.
+        y_labels: names of the groups, words that are shown in full; by default the coordinate `y`, shown as tokens.
         bar_labels: names of the bars of a group, by default the coordinate `bar`.
 
     Raises:
@@ -51,7 +51,8 @@ def bars(
     ends = [style.ordered(end, (bar, y), data, name) for end, name in ((low, "low"), (high, "high"))]
     if np.isinf([x, *ends]).any():
         raise ShapeError("Bars cannot be infinitely long; data, low and high must be finite or NaN.")
-    groups = style.labels_of(style.labels_along(data, y, y_labels, "y_labels"))
+    labels = style.labels_along(data, y, y_labels, "y_labels")
+    groups = style.labels_of(labels) if y_labels is None else [style.plain(label) for label in labels]
     names = style.labels_of(style.labels_along(data, bar, bar_labels, "bar_labels"))
     figure = graph_objects.Figure()
     for number, name in enumerate(names):
@@ -66,15 +67,24 @@ def bars(
     left = 24 + 7.4 * max(map(style.seen_width, groups))
     height = len(groups) * (len(names) * _THICK + _GAP)
     width, top = 760, style.title_height(title, 760)
-    style.dress(figure, title, width, height + top + 96)
+    style.dress(figure, title, width, height + top + 104)
     figure.update_xaxes(
-        title=f"{style.plain(quantity)} ({style.plain(unit)})", showgrid=True, gridcolor=style.FAINT, zeroline=True
+        title={"text": f"{style.plain(quantity)} ({style.plain(unit)})", "standoff": 10},
+        showgrid=True,
+        gridcolor=style.FAINT,
+        zeroline=True,
     )
     figure.update_yaxes(
-        tickvals=list(range(len(groups))), ticktext=groups, range=[len(groups) - 0.5, -0.5], showgrid=False, ticks=""
+        tickvals=list(range(len(groups))),
+        ticktext=groups,
+        range=[len(groups) - 0.5, -0.5],
+        showgrid=False,
+        ticks="outside",
+        ticklen=5,
+        tickcolor="white",
     )
     figure.update_layout(
-        bargap=_GAP / (len(names) * _THICK + _GAP), bargroupgap=0, margin={"l": left, "r": 24, "t": top + 34, "b": 52},
+        bargap=_GAP / (len(names) * _THICK + _GAP), bargroupgap=0, margin={"l": left, "r": 24, "t": top + 34, "b": 60},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal", "font": {"size": 12}},
     )  # fmt: skip
     return figure

@@ -68,11 +68,11 @@ def _visible(letter: str) -> str:
 def wrapped(text: str, pixels: int, size: int) -> str:
     """`text`, escaped, broken into even lines that fit into `pixels`; a letter is half as wide as `size`."""
     most = max(12, int(pixels / (0.52 * size)))
-    count = len(textwrap.wrap(text, most))
+    count = len(textwrap.wrap(text, most, break_on_hyphens=False))
     lines = [""]
     longest = min(most, max((len(word) for word in text.split()), default=1))  # words stay whole where they fit
     for letters in range(max(longest, len(text) // max(count, 1)), most + 1):  # the narrowest with as few lines
-        lines = textwrap.wrap(text, letters) or [""]
+        lines = textwrap.wrap(text, letters, break_on_hyphens=False) or [""]
         if len(lines) <= max(count, 1):
             break
     return "<br>".join(plain(line) for line in lines)

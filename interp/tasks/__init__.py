@@ -13,7 +13,7 @@ from interp.tasks.greater_than import greater_than
 from interp.tasks.induction import induction
 from interp.tasks.interchange import EncodedInterchange, InterchangeTask
 from interp.tasks.ioi import ioi
-from interp.tasks.minimal_pairs import MINIMAL_PAIRS, minimal_pairs
+from interp.tasks.minimal_pairs import MINIMAL_PAIRS, minimal_pairs, pair_model
 from interp.tasks.pairs import EncodedTask, PromptPair, Task, single_token
 from interp.tasks.planted import planted
 from interp.tasks.programs import PROGRAMS
@@ -47,6 +47,7 @@ __all__ = [
     "interchange",
     "ioi",
     "minimal_pairs",
+    "pair_model",
     "planted",
     "pronouns",
     "single_token",

@@ -325,6 +325,31 @@ def draw_task(
     return InterchangeTask(name, tuple(variables), tuple(examples), model.source, seed)
 
 
+def merged(tasks: Sequence[InterchangeTask]) -> InterchangeTask:
+    """The examples of tasks that exchange different variables, as one task that exchanges all of them.
+
+    In an example a variable that its task does not exchange has the base itself as its source: in one state that is no
+    exchange. With it a map is fitted to every set of variables that tasks were given for. The tasks take turns.
+
+    Only for variables of which none depends on another: that of the base would hold such a one fast.
+
+    Raises:
+        PairError: no task, or tasks of unequal size.
+    """
+    if len({len(task) for task in tasks}) != 1:
+        sizes = ", ".join(f"{task.name} has {len(task)}" for task in tasks) or "none was given"
+        raise PairError(f"Tasks are merged that have the same number of examples; {sizes}.")
+    variables = tuple(dict.fromkeys(variable for task in tasks for variable in task.variables))
+    examples = []
+    for row in zip(*tasks, strict=True):
+        for task, example in zip(tasks, row, strict=True):
+            known = dict(zip(task.variables, example.sources, strict=True))
+            sources = tuple(known.get(variable, example.base) for variable in variables)
+            examples.append(Counterfactual(example.base, sources, example.label))
+    name = " + ".join(dict.fromkeys(task.name for task in tasks))
+    return InterchangeTask(name, variables, tuple(examples), tasks[0].source, tasks[0].seed)
+
+
 def compose(
     template: str, regions: Iterable[str], words: Mapping[str, object]
 ) -> tuple[str, tuple[tuple[str, int, int], ...]]:

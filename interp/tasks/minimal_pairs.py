@@ -39,6 +39,7 @@ from types import MappingProxyType
 
 from interp.errors import PairError
 from interp.tasks.agreement import ATTRACTORS, HEADS
+from interp.tasks.causal_model import CausalModel, Variable
 from interp.tasks.interchange import Counterfactual, Instance, InterchangeTask, compose
 from interp.tasks.ioi import FEMALE_NAMES, MALE_NAMES
 from interp.tasks.pairs import check_choice, check_count, part_of, split_name
@@ -233,6 +234,49 @@ def minimal_pairs(name: str, n: int, seed: int = 0, split: str = "all") -> Inter
         seen.add((base.text, source.text))
         examples.append(Counterfactual(base, (source,), source.answer))
     return InterchangeTask(split_name(name, split), ("type",), tuple(examples), SOURCE, seed)
+
+
+def pair_model(*names: str) -> CausalModel:
+    """The causal model of these tasks: the word that differs decides the type of sentence, the type the answer.
+
+    Several tasks share one if they have the same fields, types and answers, whatever their templates and words.
+
+    Raises:
+        PairError: no name, or an unknown one; tasks whose fields, types or answers differ.
+    """
+    if not names:
+        raise PairError(f"No minimal-pair task was named. Allowed: {', '.join(MINIMAL_PAIRS)}.")
+    for name in names:
+        check_choice("minimal-pair task", name, MINIMAL_PAIRS)
+    contrasts = [MINIMAL_PAIRS[name] for name in names]
+    first = contrasts[0]
+    for other in contrasts[1:]:
+        if (set(other.fields), other.types, other.answers) != (set(first.fields), first.types, first.answers):
+            raise PairError(
+                f"{first.name!r} and {other.name!r} differ in their fields, types of sentence or answers: "
+                f"{', '.join(first.fields)}; {first.types}; {first.answers} against {', '.join(other.fields)}; "
+                f"{other.types}; {other.answers}. One causal model is of tasks that share them."
+            )
+    choices = {field: [choice for contrast in contrasts for choice in contrast.fields[field]] for field in first.fields}
+    forms = {
+        field: tuple(
+            dict.fromkeys(word for choice in of for word in ((choice,) if isinstance(choice, str) else choice))
+        )
+        for field, of in choices.items()
+    }
+    decisive = next(field for field, of in choices.items() if not all(isinstance(choice, str) for choice in of))
+    type_of = {
+        word: kind
+        for choice in choices[decisive] if not isinstance(choice, str)
+        for word, kind in zip(choice, first.types, strict=True)
+    }  # fmt: skip
+    answer_of = dict(zip(first.types, first.answers, strict=True))
+    variables = (
+        *(Variable(field, words) for field, words in forms.items()),
+        Variable("type", first.types, (decisive,), type_of.__getitem__),
+        Variable("answer", first.answers, ("type",), answer_of.__getitem__),
+    )
+    return CausalModel(" and ".join(names), variables, "answer", SOURCE)
 
 
 def control(task: InterchangeTask) -> InterchangeTask:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from interp.alignment.continuation import FunctionContinuation
 from interp.alignment.fit import Cells, Training, answers, fit
 from interp.alignment.maps import LowRank, Subspace
+from interp.alignment.masks import Boundless
 from interp.errors import InterpError, LoadError, ShapeError
 
 WIDTH = 12
@@ -179,6 +180,38 @@ def test_a_resumed_training_has_the_same_curve(tmp_path, patience: int | None) -
         assert one.stopped == other.stopped
     for one, other in zip(again, whole, strict=True):
         assert torch.equal(one.map.columns, other.map.columns)
+
+
+def test_what_a_map_follows_is_kept_step_by_step_and_over_an_interruption(tmp_path) -> None:
+    train, label, _ = planted(64, 7)
+    plan = Training(steps=20, batch=16, learning_rate=1e-3)
+
+    def made() -> Cells:
+        zero = torch.zeros(2, dtype=torch.long)
+        return Cells(Boundless(train.base.shape[-1], cells=2), zero, zero, ("one", "two"))
+
+    whole = made()
+    width = whole.map.width
+    (expected,) = fit([whole], train, label[None], plan)
+    boundary, temperature = expected.history["boundary"], expected.history["temperature"]
+    assert boundary.shape == (2, 20, 1) and (boundary[:, 0, 0] == width / 2).all()
+    np.testing.assert_allclose(temperature, np.tile(np.linspace(50, 0.1, 20), (2, 1)), rtol=1e-6)
+    assert (np.diff(boundary[0, :, 0]) != 0).all()
+    one_more = whole.map.boundaries.detach().numpy()  # what the last step made of the last that was followed
+    assert (np.abs(one_more - boundary[:, -1]) < 1).all()
+
+    def cut(items, _):
+        yield from (item for item in items if item < 13)
+        raise Interrupted
+
+    path = tmp_path / "fit.safetensors"
+    with pytest.raises(Interrupted):
+        fit([made()], train, label[None], plan, progress=cut, checkpoint=path, every=5)
+    (found,) = fit([made()], train, label[None], plan, checkpoint=path, every=5)
+    for name, values in expected.history.items():
+        np.testing.assert_array_equal(found.history[name], values)
+    (plain,) = fit([cells(1)], train, label[None], plan)
+    assert plain.history == {}
 
 
 def test_patience_ends_a_cell() -> None:

@@ -9,6 +9,7 @@ import torch
 from interp.alignment import Alignment, Training, align
 from interp.alignment.language import LanguageContinuation, Place, right
 from interp.alignment.maps import Subspace
+from interp.alignment.masks import Boundless
 from interp.alignment.revnet import RevNet
 from interp.errors import InterpError, PairError, ShapeError, SiteError
 from interp.models.reset import reset
@@ -97,6 +98,22 @@ def test_pictures(found: Alignment) -> None:
     assert len(found.plot_training(3).data) == 2
     with pytest.raises(InterpError, match="Rank 9"):
         found.plot(9)
+
+
+def test_boundaries_are_drawn_as_they_were_learned(speaking, tasks, found: Alignment) -> None:
+    learned = align(speaking, *tasks, layers=[1, 2], regions=["last"], ranks=[1], training=QUICK, only_right=False, controls=(),
+                    kind=lambda width, ranks, *, cells, seed: Boundless(width, len(ranks), cells=cells, seed=seed))  # fmt: skip
+    assert learned.data["boundary"].dims == ("layer", "region", "rank", "step", "variable")
+    assert learned.provenance["kind"] == "Boundless" and learned.provenance["width"] == 24
+    figure = learned.plot_boundaries(2)
+    band, line = figure.data
+    here = learned.data.sel(layer=2, region="last", rank=1)
+    np.testing.assert_array_equal(line.y, here["boundary"].values[:, 0])
+    assert line.name == "number" and max(band.y) <= 24 and min(band.y) >= 0
+    with pytest.raises(InterpError, match="no such cell"):
+        learned.plot_boundaries(0)
+    with pytest.raises(InterpError, match="learn no boundaries"):
+        found.plot_boundaries()
 
 
 def test_what_is_left_out_is_said(speaking, tasks) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from interp.alignment.capacity import Capacity, Trial, capacity
+from interp.alignment.continuation import FunctionContinuation
 from interp.alignment.fit import Cells, Training, answers, fit
 from interp.alignment.maps import LowRank, Subspace
 from interp.alignment.revnet import RevNet
 from interp.alignment.toy import MlpContinuation, VectorMlp, trained_mlp
 from interp.errors import InterpError, PairError, ShapeError
 from interp.results import Result
-from interp.tasks.causal_models.equality import vector_interchange
+from interp.tasks.causal_models.equality import VectorInterchange, vector_interchange
 
 
 def test_states_and_outputs_are_those_of_the_layers_written_out() -> None:
@@ -156,6 +160,49 @@ def test_a_control_that_is_as_good_is_said_in_the_repr(small: Capacity) -> None:
     assert float(partly.explained.sel(map="RevNet").max()) == pytest.approx(0.16 / 0.45, abs=0.06)
     nothing = altered(small, 0.5, 0.5)
     assert "WARNING" not in repr(nothing) and "of what RevNet" not in repr(nothing)
+
+
+def of_two_vectors(n: int, seed: int) -> VectorInterchange:
+    """Examples whose symbols are always the same two vectors: sixteen inputs, which a flexible map can learn by heart."""
+    examples = vector_interchange("equality", n, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.rand(2, 4, generator=torch.Generator().manual_seed(7)) - 0.5
+    pairs = examples.symbols.unflatten(-1, (2, 2))
+    first = torch.randint(2, (n, 3, 2), generator=generator)
+    second = torch.where(pairs[..., 0] == pairs[..., 1], first, 1 - first)
+    sides = pool[torch.stack([first, second], -1)].flatten(2)
+    return replace(examples, base=sides[:, 0], sources=sides[:, 1:].transpose(0, 1))
+
+
+@pytest.mark.slow
+def test_a_wide_revnet_aligns_a_network_that_was_never_trained_and_the_result_says_so() -> None:
+    """The non-linear representation dilemma itself, on few inputs; a rotation does not do it."""
+
+    def first_layer(networks: VectorMlp) -> Trial:
+        found = []
+        for n, seed in ((4000, 1), (1000, 2)):
+            examples = of_two_vectors(n, seed)
+            ready = MlpContinuation(networks, examples)
+            rest = partial(networks.outputs, 0, 1)
+            alone = FunctionContinuation(ready.base[0], tuple(source[0] for source in ready.sources), rest)
+            found += [alone, examples.label.long()]
+        return Trial(*found)
+
+    trained = trained_mlp("equality", steps=1500, batch=512, rate=1e-2)
+    assert trained.accuracy(of_two_vectors(500, 3))[0] > 0.95
+    maps = {
+        "rotation": MAPS["rotation"],
+        "RevNet": lambda cells, seed: RevNet(16, (8, 8), blocks=4, hidden=128, cells=cells, seed=seed),
+    }
+    networks = trained, VectorMlp(16).requires_grad_(False)
+    found = capacity(
+        *([first_layer(each)] for each in networks), maps, Training(steps=900, batch=128, learning_rate=5e-3),
+        places=("layer 1",), name="equality of two vectors",
+    )  # fmt: skip
+    iia = found.data["iia"].sel(network="untrained", place="layer 1")
+    assert float(iia.sel(map="RevNet")) > 0.9 and float(iia.sel(map="rotation")) < 0.6
+    assert "WARNING: RevNet at layer 1 aligns untrained networks as well" in repr(found)
+    assert "WARNING: rotation" not in repr(found)
 
 
 def test_capacity_draws_saves_and_shows(small: Capacity, tmp_path) -> None:

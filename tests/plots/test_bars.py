@@ -24,6 +24,13 @@ def test_a_bar_for_every_value():
     assert figure.layout.yaxis.ticktext == ("&lt;a&gt;", "b") and figure.layout.xaxis.title.text == "share (of all)"
 
 
+def test_words_are_shown_in_full():
+    data = table([[0.5, 0.75], [0.1, 0.2]])
+    words = ["a condition that is longer than any token <b>", "short"]
+    figure = bars(data, y="thing", bar="which", low=data, high=data, title="T", unit="u", y_labels=words)
+    assert figure.layout.yaxis.ticktext == ("a condition that is longer than any token &lt;b&gt;", "short")
+
+
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [

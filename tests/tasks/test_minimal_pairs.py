@@ -9,7 +9,7 @@ import pytest
 from interp.errors import PairError
 from interp.tasks.agreement import ATTRACTORS
 from interp.tasks.interchange import Counterfactual, Instance, InterchangeTask
-from interp.tasks.minimal_pairs import KINDS, MINIMAL_PAIRS, control, minimal_pairs
+from interp.tasks.minimal_pairs import KINDS, MINIMAL_PAIRS, control, minimal_pairs, pair_model
 
 
 def texts(task):
@@ -104,3 +104,25 @@ def test_refusals():
     one = Instance("A", " b", (), {})
     with pytest.raises(PairError, match="A control task needs two types of sentence"):
         control(InterchangeTask("t", ("v",), (Counterfactual(one, (one,), " b"),), "hand"))
+
+
+@pytest.mark.parametrize("name", MINIMAL_PAIRS)
+def test_the_causal_model_agrees_with_every_example_of_its_task(name):
+    causal = pair_model(name)
+    for split in ("train", "held out"):
+        minimal_pairs(name, 60, seed=3, split=split).check(causal)
+    for text in texts(minimal_pairs(name, 60, seed=3)):
+        words = {field: value for field, value in text.setting.items() if field != "type"}
+        assert causal.run(words)["type"] == text.setting["type"]
+
+
+def test_tasks_that_differ_in_words_only_share_a_causal_model():
+    names = ("agreement-object-relative", "agreement-subject-relative")
+    for name in names:
+        minimal_pairs(name, 40).check(pair_model(*names))
+    with pytest.raises(PairError, match="differ in their fields"):
+        pair_model("agreement-object-relative", "agreement-preposition")
+    with pytest.raises(PairError, match="No minimal-pair task was named"):
+        pair_model()
+    with pytest.raises(PairError, match="no minimal-pair task 'agreement'"):
+        pair_model("agreement")

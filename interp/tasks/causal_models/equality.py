@@ -105,6 +105,7 @@ class VectorInterchange:
         answer: to the base.
         source_answers: to the sources.
         label: the causal model's answer under the interchange.
+        symbols: of base and sources, which symbol of the example stands at each place.
     """
 
     name: str
@@ -115,9 +116,34 @@ class VectorInterchange:
     answer: Bool[Tensor, "batch"]
     source_answers: Bool[Tensor, "variable batch"]
     label: Bool[Tensor, "batch"]
+    symbols: Int[Tensor, "batch side place"]
 
     def __len__(self) -> int:
         return len(self.base)
+
+    def settings(self, side: int) -> tuple[dict[str, Value], ...]:
+        """The value of every variable of the causal model, on the base (0) or on the source of a variable (from 1)."""
+        model = VECTOR_MODELS[self.name]
+        kinds, which = self.symbols[:, side].unique(dim=0, return_inverse=True)
+        found = [model.run(dict(zip(model.inputs, kind, strict=True))) for kind in kinds.tolist()]
+        return tuple(found[i] for i in which.tolist())
+
+    def exchanging(self, variables: Sequence[str]) -> VectorInterchange:
+        """The examples in which exactly these variables are exchanged, with no other's sources.
+
+        Raises:
+            PairError: a variable that has no sources here.
+        """
+        for variable in variables:
+            check_choice(f"variable of {self.name!r}", variable, self.variables)
+        kept = [i for i, variable in enumerate(self.variables) if variable in variables]
+        wanted = torch.tensor([i in kept for i in range(len(self.variables))])
+        rows = (self.exchanged == wanted[:, None]).all(0).nonzero()[:, 0]
+        return VectorInterchange(
+            self.name, tuple(self.variables[i] for i in kept), self.base[rows], self.sources[kept][:, rows],
+            self.exchanged[kept][:, rows], self.answer[rows], self.source_answers[kept][:, rows], self.label[rows],
+            self.symbols[rows][:, [0, *(1 + i for i in kept)]],
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return (
@@ -171,7 +197,7 @@ def vector_interchange(
     answers = patterns.answers[rows].T
     return VectorInterchange(
         name, variables, sides[0], torch.stack(sides[1:]), patterns.exchanged[rows].T, answers[0], answers[1:],
-        patterns.label[rows],
+        patterns.label[rows], symbols,
     )  # fmt: skip
 
 

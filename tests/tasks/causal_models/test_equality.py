@@ -22,6 +22,28 @@ def symbols_of(rows):
     return same.int().argmax(-1).reshape(batch, sides, -1).tolist()  # the first place that holds the same vector
 
 
+def test_examples_of_one_set_have_its_sources_alone_and_settings_that_say_what_stands_there() -> None:
+    examples = vector_interchange("and-or", 400)
+    total = 0
+    for exchanged in (("middle",), ("outer",), ("middle", "outer")):
+        own = examples.exchanging(exchanged)
+        total += len(own)
+        assert own.variables == exchanged and own.exchanged.all() and len(own.sources) == len(exchanged)
+        model, settings = VECTOR_MODELS["and-or"], [own.settings(side) for side in range(1 + len(exchanged))]
+        for row in range(len(own)):
+            base, sources = settings[0][row], {v: settings[1 + i][row] for i, v in enumerate(exchanged)}
+            assert base["answer"] == bool(own.answer[row])
+            assert model.interchange(base, sources)["answer"] == bool(own.label[row])
+            vectors = own.base[row].view(6, 4)
+            assert bool((vectors[2] == vectors[3]).all()) == base["middle"]
+            if "middle" in exchanged:
+                lent = own.sources[0][row].view(6, 4)
+                assert bool((lent[2] == lent[3]).all()) == sources["middle"]["middle"]
+    assert total == len(examples)
+    with pytest.raises(PairError):
+        examples.exchanging(("left",))
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", VECTOR_MODELS)
 def test_answers_and_labels_are_those_of_the_causal_model_on_the_vectors_themselves(name, law):
