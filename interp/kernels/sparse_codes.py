@@ -6,8 +6,9 @@ n · d numbers, where a dense product reads rows · latents · d: at 32 of 4,608
 many.
 
 All four are one primitive, a weighted sum of rows of a matrix (`embedding_bag`), or its transpose, a product of two
-rows. On the CPU it is faster than compressed-row products of torch (which go through MKL), and several times faster
-than gathering rows (`index_add`, `bmm`), which writes them out first.
+rows. Measured on one CPU thread (512 rows, 32 of 4,608 latents, width 576): the sum takes a seventh of the time of a
+product of torch's compressed rows, the products of rows a twentieth of gathering and `bmm`, the sums by latent a fifth
+of `index_add` (there, compressed rows were a quarter quicker).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def dense_codes(d, x):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_codes_and_reconstructions_are_the_formulas(kind, planted, x, monkeypatch):
-    monkeypatch.setattr("interp.dictionaries.dictionary.CHUNK_BYTES", 17 * LATENTS * 8)  # chunks of 17 rows
+    monkeypatch.setattr("interp.dictionaries.dictionary.CHUNK_ROWS", 17)
     d = shaken(MAKERS[kind](planted.read))
     d.calibrate(x)
     if hasattr(d, "threshold"):
