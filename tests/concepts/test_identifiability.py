@@ -1,0 +1,119 @@
+"""Concepts are found one by one where edges cost something and are few, and are not otherwise."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp.concepts.hierarchies import Sizes, latent_hierarchy
+from interp.concepts.identifiability import IdentifiabilityResult, edge_f1, identifiability, match_concepts
+from interp.concepts.minimality import Learning, learn_level, learn_levels
+from interp.errors import InterpError, ShapeError
+from interp.results import Result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SMALL, QUICK = Sizes(24, 6, 2), Learning(steps=400, starts=2)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return identifiability(lambda seed: latent_hierarchy(2000, sizes=SMALL, seed=seed), QUICK, seeds=[0])
+
+
+def test_minimality_finds_concepts_one_by_one_and_reconstruction_alone_does_not(found):
+    data = found.data.isel(seed=0)
+    low = data.sel(level="low")
+    assert float(low["correlation"].sel(learner="minimal")) > 0.95
+    assert found.gain("low") > 0.15
+    assert float(low["edge_f1"].sel(learner="minimal")) > 0.9 > float(low["edge_f1"].sel(learner="unconstrained"))
+    # Both know as much about the concepts, taken together: it is the mixture that only one resolves.
+    assert float(low["r2_all"].min()) > 0.9
+
+
+@pytest.mark.parametrize("control", ["dense", "shuffled"])
+def test_controls_in_which_nothing_may_be_found(control):
+    result = identifiability(
+        lambda seed: latent_hierarchy(2000, dense=control == "dense", sizes=SMALL, seed=seed),
+        Learning(steps=200, starts=1), seeds=[0], shuffled=control == "shuffled",
+    )  # fmt: skip
+    assert float(result.data["correlation"].sel(level="low", learner="minimal").mean()) < 0.9
+
+
+def test_strength_is_no_less_than_any_slope_of_the_decoder():
+    """The price is paid on a bound of the slopes; so an edge without strength is none."""
+    from interp.concepts.minimality import _Starts
+
+    starts = _Starts(5, 3, 2, torch.Generator().manual_seed(0)).double()
+    codes = torch.randn(2, 40, 3, dtype=torch.float64, requires_grad=True)
+
+    def out(c):
+        hidden = torch.nn.functional.leaky_relu(torch.baddbmm(starts.reads_bias, c, starts.reads), 0.1)
+        return (hidden.view(2, 40, 5, -1) * starts.writes[:, None]).sum(3)
+
+    slopes = torch.stack([torch.autograd.grad(out(codes)[..., i].sum(), codes)[0] for i in range(5)], 2)
+    assert (slopes.abs() <= starts.strength()[:, None] + 1e-12).all()
+    assert (
+        starts.unexplained(torch.zeros(40, 5).double(), codes) - out(codes).square().mean((1, 2))
+    ).abs().max() < 1e-12
+
+
+def test_starts_do_not_see_each_other():
+    from interp.concepts.minimality import _Starts
+
+    starts = _Starts(6, 2, 3, torch.Generator().manual_seed(1))
+    x = torch.randn(50, 6)
+    loss = starts.unexplained(x, starts.codes(x)) + starts.strength().sum((1, 2))
+    gradients = torch.autograd.grad(loss[1], list(starts.parameters()))
+    assert all((g[[0, 2]] == 0).all() for g in gradients) and any((g[1] != 0).any() for g in gradients)
+
+
+def test_a_match_is_the_best_assignment():
+    truth = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    learned = torch.stack([truth[:, 2].exp(), torch.randn(400), -truth[:, 0], truth[:, 1] + truth[:, 0]], 1)
+    match = match_concepts(learned, truth)
+    assert match.assigned.tolist() == [2, 3, 0]
+    np.testing.assert_allclose(match.correlation[0], 1, atol=1e-6)
+    assert match.correlation[2] < 0.9 < match.r2[2]  # bent, and yet the same concept
+    assert match.r2[1] < 0.6 < 0.99 < match.r2_all[1]  # a mixture alone does not tell it; with the other it does
+
+
+def test_edge_f1_by_hand():
+    truth = torch.tensor([[True, False], [True, True]])
+    assert edge_f1(truth, truth) == 1
+    assert edge_f1(torch.tensor([[True, True], [False, False]]), truth) == pytest.approx(2 / 5)
+    assert np.isnan(edge_f1(truth & False, truth & False))
+
+
+def test_a_result_is_saved_loaded_and_drawn(found, tmp_path):
+    found.save(tmp_path / "found.nc")
+    again = Result.load(tmp_path / "found.nc")
+    assert isinstance(again, IdentifiabilityResult) and again.data.identical(found.data)
+    assert "unconstrained" in found.summary() and len(found.plot().data) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: learn_level(x, 0), ShapeError, "0 concepts above 6"),
+        (lambda x: learn_level(x, 6), ShapeError, "6 concepts above 6"),
+        (lambda x: learn_level(x[:100], 2), ShapeError, "fewer than a batch"),
+        (lambda x: learn_level(x * torch.tensor([1, 1, 0, 1, 1, 1]), 2), ShapeError, "Variable 2 is constant"),
+        (lambda x: learn_level(x / 0, 2), ShapeError, "not finite"),
+        (lambda x: learn_levels(x, []), ShapeError, "No level"),
+        (lambda x: Learning(price=-1), InterpError, "price is not negative"),
+        (lambda x: Learning(starts=0), InterpError, "the others are positive"),
+        (lambda x: match_concepts(x[:, :1], x), ShapeError, "at least as many learned"),
+        (lambda x: identifiability(lambda s: latent_hierarchy(9), QUICK, seeds=[]), InterpError, "at least one seed"),
+        (lambda x: identifiability(lambda s: latent_hierarchy(9), Learning(price=0)), InterpError, "price above 0"),
+    ],
+)
+def test_what_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.randn(300, 6, generator=torch.Generator().manual_seed(0)))
