@@ -51,7 +51,7 @@ class Clamping:
 
     examples: int = 24
     cells: int = 1
-    draws: int = 16
+    draws: int = 25
     seed: int = 0
     branch: Branch = Branch.COND
 
@@ -114,12 +114,13 @@ def _places(
     """Examples, and in each of them some places; half of the rows begin with a place where the latent is on."""
     order = torch.randperm(len(code), generator=generator)
     on = order[(code[order] > 0).cpu()][: how.examples // 2]
-    starts = torch.cat([on, order[: how.examples - len(on)]])
+    others = order[~torch.isin(order, on)]
+    starts = torch.cat([on, others[: how.examples - len(on)]])
     rows = []
     for start in starts.tolist():
         (own,) = (seen.example == seen.example[start]).nonzero(as_tuple=True)
-        others = own[own != start]
-        drawn = others[torch.randperm(len(others), generator=generator)[: how.cells - 1]]
+        rest = own[own != start]
+        drawn = rest[torch.randperm(len(rest), generator=generator)[: how.cells - 1]]
         rows.append(torch.cat([torch.tensor([start]), drawn]))
     return seen.example[starts], torch.stack(rows)
 

@@ -44,7 +44,7 @@ def concept_graph(
     levels: Sequence[ConceptLevel],
     *,
     level: float = 0.99,
-    shuffles: int = 10,
+    shuffles: int = 25,
     clamping: Clamping = Clamping(),
     first: int = 1,
     progress: Progress = silent,
@@ -110,8 +110,7 @@ def _predicted(
     def fitted(order: Any) -> np.ndarray:
         return np.stack([sparse_coefficients(parents, child[order]) for child in children.T], 1)
 
-    example, position = seen.example.numpy(), seen.position.numpy()
-    orders = [exchanged(example, position, seed + draw) for draw in range(shuffles)]
+    orders = [exchanged(seen.example.numpy(), seed + draw) for draw in range(shuffles)]
     return fitted(slice(None)), np.stack([fitted(order) for order in orders])
 
 
@@ -124,7 +123,8 @@ def _pairs(
 ) -> dict[str, np.ndarray]:
     """Every variable of an edge, [parent, child]."""
     by_example = effects.effect / typical[:, None]
-    effect = np.nanmean(by_example, -1) if by_example.size else by_example[..., 0]
+    scored = (~np.isnan(by_example)).sum(-1)
+    effect = np.where(scored > 0, np.nansum(by_example, -1) / np.maximum(scored, 1), np.nan)
     low, high = bootstrap_interval(by_example)
     # Effects of chance grow with the length of what is added: those of another parent are brought to this one's.
     null = np.abs(effects.null / typical[:, None]) / effects.length[:, None, None]
@@ -176,11 +176,8 @@ def _dataset(
         "decodable": ("node", decodable(seen, codes), {"units": "level, counted from 0"}),
         "covariance": (("node", "other"), np.cov(whole.T), {"units": "code²"}),
     }
-    ends: list[np.ndarray] = [], []  # type: ignore[assignment]
-    for number, table in enumerate(tables):
-        parent, child = np.indices(table["edge"].shape)
-        ends[0].append(starts[number] + parent.ravel())  # type: ignore[attr-defined]
-        ends[1].append(starts[number + 1] + child.ravel())  # type: ignore[attr-defined]
+    pairs = [np.indices(table["edge"].shape).reshape(2, -1) for table in tables]
+    ends = np.concatenate([own + starts[number : number + 2, None] for number, own in enumerate(pairs)], axis=1)
     unit = {"units": "the child's typical code"}
     pair = {
         name: ("pair", np.concatenate([t[name].ravel() for t in tables]), {} if "quantile" in name else unit)
@@ -191,7 +188,7 @@ def _dataset(
         {
             "level": ("node", names),
             "latent": ("node", latents),
-            "parent": ("pair", np.concatenate(ends[0])),
-            "child": ("pair", np.concatenate(ends[1])),
+            "parent": ("pair", ends[0]),
+            "child": ("pair", ends[1]),
         },
     )

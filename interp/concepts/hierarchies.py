@@ -43,8 +43,8 @@ FLIPPED = 0.03
 class Sizes(NamedTuple):
     """How many variables a level has."""
 
-    observed: int = 36
-    low: int = 9
+    observed: int = 48
+    low: int = 12
     high: int = 3
 
 
@@ -69,7 +69,7 @@ def latent_hierarchy(
 ) -> ConceptHierarchy:
     """High concepts cause low ones.
 
-    Continuous: high is uniform, low = φ(W · high) plus noise of a tenth of its variance. Discrete, of values ±1: a low
+    Continuous: high is uniform, low = φ(W · high) plus noise of a fifth of its variance. Discrete, of values ±1: a low
     concept is on if all of its parents are in the state that it asks for, and 3 % are flipped; with `dense` edges, if
     their weighted sum is positive.
 
@@ -89,7 +89,7 @@ def latent_hierarchy(
         low = torch.where((summed > asked) ^ flipped, 1.0, -1.0)
     else:
         low = _standard(_bent(high @ weights.T))
-        low = low + 0.1**0.5 * torch.randn(low.shape, generator=generator)
+        low = low + 0.2**0.5 * torch.randn(low.shape, generator=generator)
     return _observed(low, high, low_edges, high_edges, generator)
 
 

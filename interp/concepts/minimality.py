@@ -61,7 +61,7 @@ class Learning:
     price: float | int = 0.1
     steps: int = 500
     batch: int = 128
-    learning_rate: float = 2e-2
+    learning_rate: float = 3e-2
     starts: int = 4
     seed: int = 0
 

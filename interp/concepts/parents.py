@@ -53,9 +53,7 @@ def sparse_coefficients(
     return out
 
 
-def exchanged(
-    example: Int[np.ndarray, "place"], position: Int[np.ndarray, "place"], seed: int
-) -> Int[np.ndarray, "place"]:
+def exchanged(example: Int[np.ndarray, "place"], seed: int) -> Int[np.ndarray, "place"]:
     """For each place, the place in another example that it changes with.
 
     Every example gets the places of another one, in order; those of a shorter one are begun again.

@@ -10,16 +10,16 @@ from interp.dictionaries.jumprelu import JumpReLU
 from interp.dictionaries.standardise import Standardisation
 from interp.models.load import load
 
-WIDTH, CONSTANT, VOCABULARY, THRESHOLD = 16, 8, 240, 0.1
+WIDTH, CONSTANT, VOCABULARY, THRESHOLD = 32, 31, 240, 0.1
 PARENTS, CHILDREN = (0, 1, 2, 3), (4, 5, 6, 7)
-EDGES = {(0, 0): 1.0, (0, 1): 0.7, (1, 1): 0.8, (2, 2): 1.2}
+EDGES = {(0, 0): 2.0, (0, 1): 1.4, (1, 1): 1.6, (2, 2): 2.0}
 """(parent, child): how much of the parent's channel the second layer adds to the child's, about."""
 
 
 def network(edges=EDGES, seed: int = 0):
-    """Channels 0 to 3 are parents, 4 to 7 children, 8 is constant, the others noise. Attention does nothing.
+    """Channels 0 to 3 are parents, 4 to 7 children, the last is constant, the others concepts that nobody asks for.
 
-    Tokens decide what is on. Parent 3 is on only where parent 2 is (and then mostly), and the tokens that have parent 1
+    Tokens decide what is on; attention does nothing. Parent 3 is on only where parent 2 is (and then mostly), and the tokens that have parent 1
     mostly have child 3 too: relations that no edge of the network stands behind.
     """
     random = torch.Generator().manual_seed(seed)
@@ -32,7 +32,7 @@ def network(edges=EDGES, seed: int = 0):
     def coin(p):
         return torch.rand(VOCABULARY, generator=random) < p
 
-    on = torch.stack([coin(0.3) for _ in (*PARENTS, *CHILDREN)], 1)
+    on = torch.stack([coin(0.3) for _ in range(CONSTANT)], 1)
     on[:, 3] = on[:, 2] & coin(0.8)
     on[:, 7] = torch.where(coin(0.8), on[:, 1], coin(0.3))
     size = 1 + torch.rand(on.shape, generator=random, dtype=torch.float64)
@@ -41,14 +41,14 @@ def network(edges=EDGES, seed: int = 0):
             if "norm" not in name and "lm_head" not in name:
                 weight.zero_()
         embed = made.model.embed_tokens.weight
-        embed.copy_(0.05 * torch.randn(embed.shape, generator=random, dtype=torch.float64))
-        embed[:, :8] = on * size
-        embed[:, CONSTANT] = 8.0  # much longer than the rest, so that the norm divides all tokens by about the same
-        mlp, scale = made.model.layers[1].mlp, WIDTH**0.5 / 8.4
+        embed.copy_(0.02 * torch.randn(embed.shape, generator=random, dtype=torch.float64))
+        embed[:, :CONSTANT] += on * size
+        embed[:, CONSTANT] = 12.0  # much longer than the rest, so that the norm divides all tokens by about the same
+        mlp, scale = made.model.layers[1].mlp, WIDTH**0.5 / 12.8
         for unit, ((parent, child), weight) in enumerate(edges.items()):
             mlp.gate_proj.weight[unit, CONSTANT] = 1.0
             mlp.up_proj.weight[unit, PARENTS[parent]] = 1.0
-            mlp.down_proj.weight[CHILDREN[child], unit] = weight / (8 * scale * scale)
+            mlp.down_proj.weight[CHILDREN[child], unit] = weight / (12 * scale * scale)
     return load(made, name="planted concepts")
 
 
