@@ -1,6 +1,6 @@
 """Are concepts found one by one? With and without the price of an edge, on hierarchies whose truth is known.
 
-    python benchmarks/identifiability.py                      # four kinds of hierarchy and the controls, 5 seeds each
+    python benchmarks/identifiability.py                      # four kinds of hierarchy and three controls, 5 seeds each
     python benchmarks/identifiability.py latent_continuous    # some of them
 
 No speed. Each finished part is kept in `out/benchmarks/identifiability/` and not measured again (`--again` forgets
@@ -31,8 +31,11 @@ KINDS: dict[str, Callable[..., ConceptHierarchy]] = {
     "selection_discrete": partial(selection_hierarchy, discrete=True),
 }
 PARTS = {name: dict(make=make, shuffled=False) for name, make in KINDS.items()}
-PARTS |= {f"{name}_dense": dict(make=partial(make, dense=True), shuffled=False) for name, make in KINDS.items()}
 PARTS |= {"latent_continuous_shuffled": dict(make=latent_hierarchy, shuffled=True)}
+PARTS |= {
+    f"latent_{kind}_dense": dict(make=partial(KINDS[f"latent_{kind}"], dense=True), shuffled=False)
+    for kind in ("continuous", "discrete")
+}
 
 
 def measured(name: str, make: Callable[..., ConceptHierarchy], shuffled: bool, seeds: int) -> IdentifiabilityResult:

@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.concepts.hierarchies import ConceptHierarchy
-from interp.concepts.minimality import Learning, learn_levels
+from interp.concepts.minimality import LearnedLevel, Learning, learn_levels
 from interp.errors import InterpError, ShapeError
-from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.statistics import bootstrap_interval
 
@@ -144,7 +143,6 @@ def identifiability(
     seeds: Sequence[int] = range(5),
     shuffled: bool = False,
     name: str = "a hierarchy",
-    progress: Progress = silent,
 ) -> IdentifiabilityResult:
     """How well a learner finds the concepts of known hierarchies, with and without the price of an edge.
 
@@ -155,20 +153,25 @@ def identifiability(
         name: what the hierarchies are, for titles.
 
     Raises:
-        InterpError: no seed, or a price of 0, which would compare a learner with itself; as `learn_levels`.
+        InterpError: no seed, or a price of 0, which would compare a learner with itself.
+        ShapeError: hierarchies of different sizes; as `learn_levels`.
     """
     import xarray as xr
 
     if not len(seeds) or not learning.price:
         raise InterpError(f"seeds={list(seeds)}, price={learning.price}: at least one seed, and a price above 0.")
     learners = {"minimal": learning, "unconstrained": replace(learning, price=0.0)}
+    hierarchies = [make(seed) for seed in seeds]
+    seen = [_shuffled(h.observed, s) if shuffled else h.observed for h, s in zip(hierarchies, seeds, strict=True)]
+    first = hierarchies[0]
+    learned = learn_levels(
+        seen * len(learners),
+        (first.low.shape[1], first.high.shape[1]),
+        [replace(how, seed=how.seed + seed) for how in learners.values() for seed in seeds],
+    )
     names = ("correlation", "r2", "r2_all", "unexplained", "edge_f1", "worst")
-    table = np.full((len(names), len(learners), len(_LEVELS), len(seeds)), np.nan)
-    for s, seed in enumerate(progress(list(seeds), f"identifiability of {name}")):
-        hierarchy = make(seed)
-        observed = _shuffled(hierarchy.observed, seed) if shuffled else hierarchy.observed
-        for i, how in enumerate(learners.values()):
-            table[:, i, :, s] = _judged(observed, hierarchy, replace(how, seed=how.seed + seed))
+    judged = [_judged(own, truth) for own, truth in zip(learned, hierarchies * len(learners), strict=True)]
+    table = np.stack(judged).reshape(len(learners), len(seeds), len(names), len(_LEVELS)).transpose(2, 0, 3, 1)
     axes = ("learner", "level", "seed")
     coords: dict[str, Any] = {"learner": list(learners), "level": list(_LEVELS), "seed": list(seeds)}
     record = provenance(
@@ -180,19 +183,18 @@ def identifiability(
     )
 
 
-def _judged(observed: Tensor, truth: ConceptHierarchy, how: Learning) -> Float[np.ndarray, "what level"]:
-    """Of one learner, what the result holds per level."""
-    below: Any = torch.arange(observed.shape[1])
+def _judged(levels: Sequence[LearnedLevel], truth: ConceptHierarchy) -> Float[np.ndarray, "what level"]:
+    """Of one learner and hierarchy, what the result holds per level."""
+    below: Any = slice(None)
     found = []
-    levels = learn_levels(observed, (truth.low.shape[1], truth.high.shape[1]), how)
     known = ((truth.low, truth.low_edges), (truth.high, truth.high_edges))
     for level, (concepts, edges) in zip(levels, known, strict=True):
         match = match_concepts(level.codes, concepts)
-        strength = level.strength[below][:, torch.from_numpy(match.assigned)]
+        strength = level.strength[below][:, match.assigned.tolist()]
         f1 = edge_f1(strength > EDGE, edges)
         r = match.correlation
         found.append([r.mean(), match.r2.mean(), match.r2_all.mean(), level.unexplained, f1, r.min()])
-        below = torch.from_numpy(match.assigned)
+        below = match.assigned.tolist()
     return np.array(found).T
 
 

@@ -99,66 +99,105 @@ def learn_level(x: Float[Tensor, "row child"], n_concepts: int, learning: Learni
         ShapeError: no concept, or not fewer than there are variables; fewer rows than a batch; a variable that is
             constant or not finite.
     """
-    check_finite(x)
-    if not 0 < n_concepts < x.shape[1]:
-        raise ShapeError(f"{n_concepts} concepts above {x.shape[1]} variables: give fewer, and at least one.")
-    if len(x) < learning.batch:
-        raise ShapeError(f"{len(x)} rows are fewer than a batch of {learning.batch}.")
-    deviation = x.std(0, correction=0)
-    if not deviation.min() > 0:
-        raise ShapeError(f"Variable {int(deviation.argmin())} is constant; leave it out.")
-    x = ((x - x.mean(0)) / deviation).float()
-    generator = torch.Generator().manual_seed(learning.seed)
-    starts = _Starts(x.shape[1], n_concepts, learning.starts, generator)
-    optimizer = torch.optim.Adam(starts.parameters(), lr=learning.learning_rate)
-    for step in range(learning.steps):
+    return _side_by_side([x], n_concepts, [learning])[0]
+
+
+def learn_levels(
+    observed: Sequence[Float[Tensor, "row child"]], sizes: Sequence[int], learnings: Sequence[Learning]
+) -> list[list[LearnedLevel]]:
+    """Concepts, then concepts of these concepts, and so on: each level is learned on the codes of the one below.
+
+    Several problems are learned at once, in the same operations, and none sees another.
+
+    Args:
+        observed: of each problem, variables of the lowest level; all of one shape.
+        sizes: concepts of each level, the lowest first.
+        learnings: of each problem; they may differ in price and seed.
+
+    Returns:
+        The levels of each problem, the lowest first.
+
+    Raises:
+        ShapeError: no problem, no level, problems of different shapes; as `learn_level`.
+        InterpError: learnings that differ in more than price and seed.
+    """
+    if not sizes:
+        raise ShapeError("No level is asked for: give the number of concepts of each.")
+    levels: list[list[LearnedLevel]] = [[] for _ in observed]
+    for number, size in enumerate(sizes):
+        below = [own[-1].codes if own else x for x, own in zip(observed, levels, strict=True)]
+        now = [replace(learning, seed=learning.seed + 1000 * number) for learning in learnings]
+        for own, level in zip(levels, _side_by_side(below, size, now), strict=True):
+            own.append(level)
+    return levels
+
+
+def _side_by_side(
+    observed: Sequence[Float[Tensor, "row child"]], n_concepts: int, learnings: Sequence[Learning]
+) -> list[LearnedLevel]:
+    """A level of several problems: the parameters of each start of each are entries of one leading axis."""
+    how = learnings[0] if learnings else Learning()
+    x = _standardised(observed, n_concepts, how)
+    if len(learnings) != len(x) or any(replace(own, price=how.price, seed=how.seed) != how for own in learnings):
+        raise InterpError(f"{len(learnings)} learnings of {len(x)} problems: one each, alike but for price and seed.")
+    generators = [torch.Generator().manual_seed(own.seed) for own in learnings]
+    starts = _Starts(x.shape[2], n_concepts, how.starts, generators)
+    prices = torch.tensor([float(own.price) for own in learnings]).repeat_interleave(how.starts)
+    optimizer = torch.optim.Adam(starts.parameters(), lr=how.learning_rate, fused=True)
+    problem = torch.arange(len(x))[:, None]
+    for step in range(how.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning.learning_rate * min(1.0, 2 * (1 - step / learning.steps))
-        batch = x[torch.randint(0, len(x), (learning.batch,), generator=generator)]
+            group["lr"] = how.learning_rate * min(1.0, 2 * (1 - step / how.steps))
+        rows = torch.stack([torch.randint(0, x.shape[1], (how.batch,), generator=g) for g in generators])
+        batch = x[problem, rows].repeat_interleave(how.starts, 0)
         loss = starts.unexplained(batch, starts.codes(batch))
-        if price := learning.price * min(1.0, step / (_FREE * learning.steps)):
-            loss = loss + price * starts.strength().sum(2).mean(1)
+        risen = min(1.0, step / (_FREE * how.steps))
+        loss = loss + risen * prices * starts.strength().sum(2).mean(1)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
     with torch.no_grad():
-        codes, strength = starts.codes(x), starts.strength()
-        left = starts.unexplained(x, codes)
-        best = int((left + learning.price * strength.sum(2).mean(1)).argmin())
-    return LearnedLevel(codes[best], strength[best], float(left[best]))
+        whole = x.repeat_interleave(how.starts, 0)
+        codes, strength = starts.codes(whole), starts.strength()
+        left = starts.unexplained(whole, codes)
+        best = (left + prices * strength.sum(2).mean(1)).view(len(x), how.starts).argmin(1)
+        best = (best + how.starts * torch.arange(len(x))).tolist()
+    return [LearnedLevel(codes[i], strength[i], float(left[i])) for i in best]
 
 
-def learn_levels(
-    x: Float[Tensor, "row child"], sizes: Sequence[int], learning: Learning = Learning()
-) -> list[LearnedLevel]:
-    """Concepts, then concepts of these concepts, and so on: each level is learned on the codes of the one below.
-
-    Args:
-        sizes: concepts of each level, the lowest first.
-
-    Raises:
-        ShapeError: no level; as `learn_level`.
-    """
-    if not sizes:
-        raise ShapeError("No level is asked for: give the number of concepts of each.")
-    levels: list[LearnedLevel] = []
-    for number, size in enumerate(sizes):
-        below = levels[-1].codes if levels else x
-        levels.append(learn_level(below, size, replace(learning, seed=learning.seed + 1000 * number)))
-    return levels
+def _standardised(
+    observed: Sequence[Tensor], n_concepts: int, learning: Learning
+) -> Float[Tensor, "problem row child"]:
+    if not observed or len({x.shape for x in observed}) > 1:
+        raise ShapeError(f"Problems of shapes {[list(x.shape) for x in observed]}: give one or more, of one shape.")
+    for x in observed:
+        check_finite(x)
+    x = torch.stack(list(observed))
+    if not 0 < n_concepts < x.shape[2]:
+        raise ShapeError(f"{n_concepts} concepts above {x.shape[2]} variables: give fewer, and at least one.")
+    if x.shape[1] < learning.batch:
+        raise ShapeError(f"{x.shape[1]} rows are fewer than a batch of {learning.batch}.")
+    deviation = x.std(1, correction=0, keepdim=True)
+    if not deviation.min() > 0:
+        raise ShapeError(f"Variable {int(deviation.amin(0).argmin())} is constant; leave it out.")
+    return ((x - x.mean(1, keepdim=True)) / deviation).float()
 
 
 class _Starts(nn.Module):
-    """Several learners side by side, of which none sees another: every parameter has a leading axis for them."""
+    """Several learners side by side, of which none sees another: every parameter has a leading axis for them.
 
-    def __init__(self, n_children: int, n_concepts: int, n_starts: int, generator: torch.Generator) -> None:
+    Problems of the same seed begin from the same parameters, whatever stands beside them.
+    """
+
+    def __init__(self, n_children: int, n_concepts: int, n_starts: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
 
         def drawn(*shape: int, fan_in: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(n_starts, *shape, generator=generator) / fan_in**0.5)
+            each = [torch.randn(n_starts, *shape, generator=generator) for generator in generators]
+            return nn.Parameter(torch.cat(each) / fan_in**0.5)
 
         def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(n_starts, *shape))
+            return nn.Parameter(torch.zeros(n_starts * len(generators), *shape))
 
         self.into, self.into_bias = drawn(n_children, _HIDDEN, fan_in=n_children), zeros(1, _HIDDEN)
         self.out = drawn(_HIDDEN, n_concepts, fan_in=_HIDDEN)
@@ -167,15 +206,14 @@ class _Starts(nn.Module):
         self.reads_bias = zeros(1, n_children * _NODE)
         self.writes, self.writes_bias = drawn(n_children, _NODE, fan_in=_NODE), zeros(1, n_children)
 
-    def codes(self, x: Tensor) -> Float[Tensor, "start row concept"]:
+    def codes(self, x: Float[Tensor, "start row child"]) -> Float[Tensor, "start row concept"]:
         """Standardised over the rows given."""
-        rows = x.expand(len(self.into), *x.shape)
-        hidden = F.leaky_relu(torch.baddbmm(self.into_bias, rows, self.into), _SLOPE)
-        c = torch.bmm(hidden, self.out) + torch.bmm(rows, self.straight)
+        hidden = F.leaky_relu(torch.baddbmm(self.into_bias, x, self.into), _SLOPE)
+        c = torch.baddbmm(torch.bmm(x, self.straight), hidden, self.out)
         c = c - c.mean(1, keepdim=True)
         return c / (c.square().mean(1, keepdim=True) + 1e-6).sqrt()
 
-    def unexplained(self, x: Tensor, codes: Tensor) -> Float[Tensor, "start"]:
+    def unexplained(self, x: Float[Tensor, "start row child"], codes: Tensor) -> Float[Tensor, "start"]:
         """Mean squared error, of variables of unit variance."""
         hidden = F.leaky_relu(torch.baddbmm(self.reads_bias, codes, self.reads), _SLOPE)
         hidden = hidden.view(*codes.shape[:2], *self.writes.shape[1:])
