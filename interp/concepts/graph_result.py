@@ -91,7 +91,7 @@ class ConceptGraph(Result):
             graph.add_edge(*ends, agreement=float(agreement[k]), **weights)
         return graph
 
-    def pruned(self, tolerance: float = 0.05) -> ConceptGraph:
+    def pruned(self, tolerance: float | int = 0.05) -> ConceptGraph:
         """The fewest edges that explain the children: of each child, parents are taken away while the others suffice.
 
         A set of parents explains a child by R² of its code on theirs, linearly. The parent whose loss costs least goes
@@ -105,7 +105,7 @@ class ConceptGraph(Result):
         data = self.data.copy(deep=True)
         covariance, kept = data["covariance"].values, data["edge"].values.copy()
         parent, child = data["parent"].values, data["child"].values
-        for node in np.unique(child[kept]):
+        for node in np.unique(child[kept]).tolist():
             own = list(np.flatnonzero(kept & (child == node)))
             least = (1 - tolerance) * _explained(covariance, parent[own], node)
             while len(own) > 1:
