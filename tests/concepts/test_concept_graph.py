@@ -17,7 +17,7 @@ from interp.interventions.edits import Latents, Modulate
 from interp.interventions.run import run
 from interp.results import Result
 
-CLAMPING = Clamping(examples=12, draws=30)
+CLAMPING = Clamping(examples=8, draws=30)
 HOW = dict(clamping=CLAMPING, shuffles=30)
 
 
@@ -62,16 +62,16 @@ def test_a_network_without_edges_has_none():
 
 
 def test_an_effect_is_that_of_modulate(model):
-    """Another way to the same number: the waist clamps the latent itself, at every place of every example at once; attention does nothing here, so places do not mix."""
-    tokens, (parents, children) = prompts(), levels()
+    """Another way to the same number: the latent itself is clamped, at every place of every example at once.
+
+    Attention does nothing here, so places do not mix.
+    """
+    tokens, (parents, children) = prompts()[:3], levels()
     units = Latents(parents.directions[:1], parents.directions[:1], threshold=torch.tensor([0.1]).double())
-    one = concept_graph(
-        model, tokens[:12], levels(), shuffles=30, clamping=replace(CLAMPING, examples=12 * 8, cells=1), first=0
-    )
+    how = Clamping(examples=3 * 8, draws=4)  # every place
+    one = concept_graph(model, tokens, levels(), level=0.9, shuffles=4, clamping=how, first=0)
     codes = [
-        children.codes(
-            run(model, tokens[:12], [Modulate(parents.site, units, 0.0, value)], [children.site])[children.site]
-        )
+        children.codes(run(model, tokens, [Modulate(parents.site, units, 0.0, value)], [children.site])[children.site])
         for value in (float(one.data["typical"][0]), 0.0)
     ]
     expected = (codes[0] - codes[1]).mean((0, 1)).numpy() / one.data["typical"].values[4:]
@@ -116,7 +116,8 @@ def test_a_graph_of_another_dictionary_is_refused(model, graph):
         graph.check([parents])
     with pytest.raises(InterpError, match="latents of its level"):
         graph.check([ConceptLevel("parents", parents.dictionary, [0, 1, 2]), children])
-    changed = concept_graph(model, prompts()[:12], [other, children], **HOW, first=0)
+    quick = dict(level=0.9, shuffles=4, clamping=Clamping(examples=2, draws=4), first=0)
+    changed = concept_graph(model, prompts()[:3], [other, children], **quick)
     with pytest.raises(InterpError, match="different dictionaries"):
         graph.compare(changed)
 
