@@ -4,6 +4,7 @@ from interp.concepts.clamped import Clamping
 from interp.concepts.concept_graph import concept_graph
 from interp.concepts.dissection import DissectionResult, dissect
 from interp.concepts.graph_result import Comparison, ConceptGraph
+from interp.concepts.graph_truth import GraphScore, frequency_tree, score_graph
 from interp.concepts.hierarchies import ConceptHierarchy, latent_hierarchy, selection_hierarchy
 from interp.concepts.identifiability import IdentifiabilityResult, identifiability
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
@@ -20,16 +21,19 @@ __all__ = [
     "ConceptLevel",
     "Directions",
     "DissectionResult",
+    "GraphScore",
     "IdentifiabilityResult",
     "Learning",
     "UnitEffectResult",
     "Units",
     "concept_graph",
     "dissect",
+    "frequency_tree",
     "identifiability",
     "latent_hierarchy",
     "learn_levels",
     "matryoshka_levels",
+    "score_graph",
     "selection_hierarchy",
     "unit_effects",
 ]

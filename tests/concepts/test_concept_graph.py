@@ -8,7 +8,7 @@ import pytest
 import torch
 from concepts.planted_concepts import CHILDREN, EDGES, PARENTS, level, levels, network, prompts
 
-from interp.concepts import Clamping, ConceptGraph, ConceptLevel, concept_graph
+from interp.concepts import Clamping, ConceptGraph, ConceptLevel, concept_graph, frequency_tree, score_graph
 from interp.concepts.levels import matryoshka_levels
 from interp.dictionaries.standardise import Standardisation
 from interp.dictionaries.topk import Matryoshka, TopK
@@ -43,6 +43,11 @@ def test_planted_edges_are_found_and_no_others(graph):
     for parent, child in EDGES:
         edge = found.edges[f"parents/{parent}", f"children/{child}"]
         assert edge["predicted"] > 0.2 and edge["effect"] > 0.2 and edge["agreement"] > 0.6
+
+
+def test_frequencies_alone_do_worse(graph):
+    truth = nx.DiGraph([(f"parents/{p}", f"children/{c}") for p, c in EDGES])
+    assert score_graph(graph.networkx(), truth).f1 == 1 > score_graph(frequency_tree(graph), truth).f1
 
 
 def test_what_occurs_together_and_is_not_caused_is_no_edge(graph):
