@@ -1,6 +1,6 @@
 """Are concepts found one by one? With and without the price of an edge, on hierarchies whose truth is known.
 
-    python benchmarks/identifiability.py                      # four kinds of hierarchy and three controls, 5 seeds each
+    python benchmarks/identifiability.py                      # five kinds of hierarchy and three controls, 5 seeds each
     python benchmarks/identifiability.py latent_continuous    # some of them
 
 No speed. Each finished part is kept in `out/benchmarks/identifiability/` and not measured again (`--again` forgets
@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[..., ConceptHierarchy]] = {
     "latent_continuous": latent_hierarchy,
     "latent_discrete": partial(latent_hierarchy, discrete=True),
     "selection_continuous": selection_hierarchy,
+    "selection_continuous_tight": partial(selection_hierarchy, agreement=0.3),
     "selection_discrete": partial(selection_hierarchy, discrete=True),
 }
 PARTS = {name: dict(make=make, shuffled=False) for name, make in KINDS.items()}

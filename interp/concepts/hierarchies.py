@@ -32,8 +32,6 @@ from torch import Tensor
 
 from interp.errors import ShapeError
 
-AGREEMENT = 0.3
-"""Of continuous parts with their whole, root mean square, in standard deviations of a proposed part."""
 DISSENT = 0.05
 """Probability with which a discrete composition with one dissenting part is admitted."""
 FLIPPED = 0.03
@@ -94,44 +92,57 @@ def latent_hierarchy(
 
 
 def selection_hierarchy(
-    rows: int, *, discrete: bool = False, dense: bool = False, sizes: Sizes = Sizes(), seed: int = 0
+    rows: int,
+    *,
+    discrete: bool = False,
+    dense: bool = False,
+    agreement: float = 0.5,
+    sizes: Sizes = Sizes(),
+    seed: int = 0,
 ) -> ConceptHierarchy:
     """High concepts are composed of low ones; compositions whose parts agree are kept.
 
     Each low concept is part of one high concept. Parts are proposed uniformly and independently, each with a sign.
-    Continuous: the whole is the mean of the signed parts, and is admitted if they lie within `AGREEMENT` of it, root
+    Continuous: the whole is the mean of the signed parts, and is admitted if they lie within `agreement` of it, root
     mean square. Discrete, of values ±1: the whole is what most parts say, and is admitted if they are of one mind, or
     with a probability of `DISSENT` if one dissents.
 
     Args:
         dense: of the observed channels. (Were every low concept part of every high one, all high ones would be one.)
+        agreement: of continuous parts, in standard deviations of a proposed part; the smaller, the nearer are the
+            parts of a whole to being copies of each other.
 
     Raises:
-        ShapeError: as `latent_hierarchy`.
+        ShapeError: as `latent_hierarchy`; an agreement that is not above 0.
     """
+    if not agreement > 0:
+        raise ShapeError(f"agreement={agreement}: a distance above 0; at 0 no composition would be admitted.")
     generator, high_edges, low_edges = _begun(rows, sizes, dense, seed, shared=0)
     if dense:
         high_edges = _edges(sizes.low, sizes.high, 0)
     signs = _weights(high_edges, generator).sign()
     low, high = torch.zeros(rows, sizes.low), torch.zeros(rows, sizes.high)
     for concept, own in enumerate(high_edges.T):
-        parts, whole = _admitted(rows, int(own.sum()), discrete, generator)
+        parts, whole = _admitted(rows, int(own.sum()), None if discrete else agreement, generator)
         low[:, own], high[:, concept] = parts * signs[own, concept], whole
     return _observed(low, high, low_edges, high_edges, generator)
 
 
-def _admitted(rows: int, parts: int, discrete: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Compositions that were admitted, and their wholes: by rejection, so from exactly the law that is described."""
-    kept, found = [], 0
+def _admitted(rows: int, parts: int, agreement: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Compositions that were admitted, and their wholes: by rejection, so from exactly the law that is described.
+
+    Without an `agreement` parts are discrete.
+    """
+    discrete, kept, found = agreement is None, [], 0
     while found < rows:
         proposed = _proposed((4 * rows, parts), discrete, generator)
         mean = proposed.mean(1, keepdim=True)
-        if discrete:
+        if agreement is None:
             dissent = (proposed != mean.sign()).sum(1)
             lucky = torch.rand(len(proposed), generator=generator) < DISSENT
             admitted = (mean[:, 0] != 0) & ((dissent == 0) | (dissent == 1) & lucky)
         else:
-            admitted = (proposed - mean).square().mean(1) < AGREEMENT**2
+            admitted = (proposed - mean).square().mean(1) < agreement**2
         kept.append(proposed[admitted])
         found += int(admitted.sum())
     low = torch.cat(kept)[:rows]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp.concepts.hierarchies import AGREEMENT, Sizes, latent_hierarchy, selection_hierarchy
+from interp.concepts.hierarchies import Sizes, latent_hierarchy, selection_hierarchy
 from interp.errors import ShapeError
 
 BOTH = pytest.mark.parametrize("make", [latent_hierarchy, selection_hierarchy])
@@ -56,13 +56,29 @@ def test_dense_is_dense_and_columns_are_standard(make):
 
 
 def test_selection_is_what_makes_parts_depend_on_each_other():
-    """Parts are uniform and independent as proposed; kept are those that agree with their whole."""
-    world = selection_hierarchy(4000, seed=3)
-    together = world.high_edges.float() @ world.high_edges.float().T > 0
-    correlation = torch.corrcoef(world.low.T).abs()
-    assert correlation[~together].max() < 0.08 < 0.8 < correlation[together].min()
-    spread = (world.low.abs() - world.high.abs() @ world.high_edges.float().T).square()  # scales and signs aside
-    assert float(spread.mean()) < (2 * AGREEMENT) ** 2
+    """Parts are uniform and independent as proposed; kept are those that agree with their whole, the more the nearer."""
+    seen = []
+    for agreement in (0.5, 0.3):
+        world = selection_hierarchy(4000, agreement=agreement, seed=3)
+        together = world.high_edges.float() @ world.high_edges.float().T > 0
+        together.fill_diagonal_(True)
+        correlation = torch.corrcoef(world.low.T).abs()
+        assert correlation[~together].max() < 0.08
+        seen.append(float(correlation[together].min()))
+    assert 0.6 < seen[0] < seen[1] < 0.99
+
+
+def test_compositions_are_those_that_plain_rejection_keeps():
+    """The same law, drawn one by one: pairs of parts, and how often they are admitted."""
+    parts = 3**0.5 * (2 * torch.rand(40_000, 3, generator=torch.Generator().manual_seed(1)) - 1)
+    kept = parts[((parts - parts.mean(1, keepdim=True)) ** 2).mean(1) < 0.5**2]
+    world = selection_hierarchy(4000, sizes=Sizes(18, 6, 2), seed=0)
+    own = world.low[:, world.high_edges[:, 0]]
+    found = torch.corrcoef(own.T).abs()
+    torch.testing.assert_close(found, torch.corrcoef(kept.T).abs(), rtol=0, atol=0.04)
+    torch.testing.assert_close(
+        own.abs().quantile(0.9, dim=0), (kept / kept.std(0)).abs().quantile(0.9, dim=0), rtol=0, atol=0.06
+    )
 
 
 def test_discrete_parts_are_mostly_of_one_mind():
@@ -85,3 +101,8 @@ def test_other_seeds_give_other_rows():
 def test_what_is_refused(changes, message):
     with pytest.raises(ShapeError, match=message):
         latent_hierarchy(**(dict(rows=100) | changes))
+
+
+def test_compositions_that_cannot_be_are_refused():
+    with pytest.raises(ShapeError, match="above 0"):
+        selection_hierarchy(100, agreement=0.0)
