@@ -118,7 +118,7 @@ def check_order(model: LanguageModel | Denoiser, levels: Sequence[ConceptLevel])
 
     Raises:
         InterpError: fewer than two levels, two of one name; a step where there is none or none where one is needed; a
-            level that is not computed after the one before it.
+            site with heads, or of a text encoder; a level that is not computed after the one before it.
         SiteError: a site that the model does not have.
         ShapeError: a dictionary of another width than its site.
     """
@@ -128,6 +128,10 @@ def check_order(model: LanguageModel | Denoiser, levels: Sequence[ConceptLevel])
         site = model.check(level.site)
         if (level.step is None) == isinstance(model, Denoiser):
             raise InterpError(f"Level {level.name!r} has step={level.step}: a denoiser's levels have one, others none.")
+        if str(site.layer).startswith("text") or model.heads_of(site) is not None:
+            raise InterpError(
+                f"Level {level.name!r} is at {site}: levels are of streams, not of heads or text encoders."
+            )
         if (width := model.width_of(site)) != level.dictionary.read.width:
             raise ShapeError(f"{site} has {width} channels, and the dictionary of {level.name!r} reads another number.")
     for before, after in pairwise(levels):

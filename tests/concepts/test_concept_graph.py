@@ -164,6 +164,7 @@ def test_matryoshka_parts_are_levels():
             ShapeError,
             "has 32 channels",
         ),
+        (lambda m: concept_graph(m, prompts(), [level("a", "L0.z"), levels()[1]]), InterpError, "not of heads"),
         (lambda m: ConceptLevel("a", levels()[0].dictionary, []), ShapeError, "has no latent"),
         (lambda m: ConceptLevel("a", levels()[0].dictionary, [4]), ShapeError, "no latent 4"),
         (lambda m: ConceptLevel("a", TopK(Standardisation.identity(8), 4, 2), [0]), InterpError, "unnamed"),
