@@ -30,14 +30,12 @@ def found():
 
 
 def test_minimality_finds_concepts_one_by_one_and_reconstruction_alone_does_not(found):
-    data = found.data.isel(seed=0)
-    for level, least in (("low", 0.95), ("high", 0.9)):
-        at = data.sel(level=level)
-        assert float(at["correlation"].sel(learner="minimal")) > least
-        assert found.gain(level) > 0.1
-        assert float(at["edge_f1"].sel(learner="minimal")) > 0.9 > float(at["edge_f1"].sel(learner="unconstrained"))
+    low = found.data.isel(seed=0).sel(level="low")
+    assert float(low["correlation"].sel(learner="minimal")) > 0.95
+    assert found.gain("low") > 0.1
+    assert float(low["edge_f1"].sel(learner="minimal")) > 0.9 > float(low["edge_f1"].sel(learner="unconstrained"))
     # Both know as much about the concepts, taken together: it is the mixture that only one resolves.
-    assert float(data["r2_all"].sel(level="low").min()) > 0.9
+    assert float(low["r2_all"].min()) > 0.9
 
 
 def test_where_nothing_is_left_nothing_is_found():
@@ -96,8 +94,8 @@ def test_a_problem_is_learned_as_if_it_were_alone():
 
 
 def test_a_match_is_the_best_assignment():
-    truth = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
-    learned = torch.stack([truth[:, 2].exp(), torch.randn(400), -truth[:, 0], truth[:, 1] + truth[:, 0]], 1)
+    truth = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    learned = torch.stack([truth[:, 2].exp(), torch.randn(2000), -truth[:, 0], truth[:, 1] + truth[:, 0]], 1)
     match = match_concepts(learned, truth)
     assert match.assigned.tolist() == [2, 3, 0]
     np.testing.assert_allclose(match.correlation[0], 1, atol=1e-6)
