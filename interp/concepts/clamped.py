@@ -144,7 +144,7 @@ def _read(
     for start in range(0, len(flat), _ROWS):
         part = slice(start, start + _ROWS)
         edit = Add(parent.site, flat[part], positions=at[part], when=parent.when(branch))
-        inputs = seen.inputs.select(index[part].tolist())
+        inputs: Any = seen.inputs.select(index[part].tolist())
         if isinstance(model, Denoiser):
             ran = run(model, inputs, [edit], [child.site], positions=at[part], when=child.when(branch))
             states = ran.at(child.site, child.step, branch)

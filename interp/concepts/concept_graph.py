@@ -31,8 +31,9 @@ from interp.concepts.levels import ConceptLevel, Observed, check_order, observe
 from interp.concepts.parents import exchanged, sparse_coefficients
 from interp.concepts.quantified import breadth, decodable, spread
 from interp.errors import InterpError
-from interp.models.denoiser import Denoiser
+from interp.models.denoiser import Denoiser, Sampling
 from interp.models.language_model import LanguageModel
+from interp.models.prompts import Prompts
 from interp.progress import Progress, silent
 from interp.results import provenance
 from interp.statistics import bootstrap_interval
@@ -87,13 +88,18 @@ def concept_graph(
         tables.append(_pairs(predicted * scale, chance * scale, effects, typical[number + 1], level))
     record = provenance(
         experiment="concept graph", model=model.name, weights=model.weights_hash,
-        prompts=[str(p) for p in given.prompts] if isinstance(model, Denoiser) else
-        ["".join(t) for t in given.tokens],  # type: ignore[union-attr]
+        prompts=_asked(given),
         levels=[{"name": lv.name, "site": str(lv.site), "step": lv.step, "dictionary": lv.mark} for lv in levels],
         level=level, shuffles=shuffles, clamping=asdict(clamping) | {"branch": clamping.branch.value},
         seed=clamping.seed, first=first, n_attempted=len(seen.example), n_scored=len(seen.example),
     )  # fmt: skip
     return ConceptGraph(_dataset(levels, seen, codes, typical, tables), record)
+
+
+def _asked(inputs: Prompts | Sampling) -> list[str]:
+    if isinstance(inputs, Prompts):
+        return ["".join(tokens) for tokens in inputs.tokens]
+    return [str(prompt) for prompt in inputs.prompts]
 
 
 def _typical(codes: Float[np.ndarray, "place latent"]) -> Float[np.ndarray, "latent"]:

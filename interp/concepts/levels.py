@@ -170,10 +170,18 @@ class Observed:
 
 
 def observe(
-    model: LanguageModel | Denoiser, inputs: Prompts | Sampling, levels: Sequence[ConceptLevel], branch: Branch,
+    model: LanguageModel | Denoiser,
+    inputs: Any,
+    levels: Sequence[ConceptLevel],
+    branch: Branch,
     first: int,
-) -> Observed:  # fmt: skip
+) -> Observed:
     """Run once and read every level.
+
+    Args:
+        inputs: `Prompts` of a language model, a `Sampling` of a denoiser.
+        branch: of guidance, that is read.
+        first: position of a prompt from which on places count.
 
     Raises:
         InterpError: levels whose grids have different sizes; no place at all.
@@ -185,7 +193,6 @@ def observe(
         states = [ran.at(level.site, level.step, branch) for level in levels]
         keep = torch.ones(states[0].shape[:2], dtype=torch.bool)
     else:
-        assert isinstance(inputs, Prompts)
         ran = run(model, inputs, capture=[level.site for level in levels], logits=False)
         states = [ran[level.site].flatten(2) for level in levels]
         keep = inputs.mask.clone().cpu()
