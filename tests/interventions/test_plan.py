@@ -201,4 +201,4 @@ def test_variants_share_their_tables_and_keep_their_order():
     assert [op.wave for op in compile_variants(model, prompts, [apart]).sites[RESID]] == [None]
     between = [Scale(RESID, 2.0), Swap(RESID, source, torch.eye(24, 2).double()), Add(RESID, 1.0), Scale(RESID, 0.5)]
     kinds = compile_variants(model, prompts, [between]).sites[RESID]
-    assert [(len(op), op.basis is None) for op in kinds] == [(18, True), (18, False), (36, True)]
+    assert [(len(op), op.form.basis is None) for op in kinds] == [(18, True), (18, False), (36, True)]
