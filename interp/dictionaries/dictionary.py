@@ -30,9 +30,10 @@ from interp.kernels.sparse_codes import sparse_decode, sparse_encode
 from interp.kernels.topk_latents import topk_latents
 
 CHUNK_ROWS = 512
-"""Rows whose dense pre-activations exist at once, where a choice needs only its own row. Product and search of 2,048 rows
-by processor time of one CPU thread: at 4,608 latents, parts of 113, 512, 910, 2,048 rows take 1.52, 1, 1.04, 1.08; at
-36,864, parts of 113, 256, 512, 1,024 rows 1.18, 1.11, 1, 1.05. Smaller ones read the weights too often."""
+"""Rows whose dense pre-activations exist at once, where a choice needs only its own row. Smaller parts read the
+weights too often: product and search of 2,048 rows, by processor time of one CPU thread, take at 4,608 latents, in
+parts of 113, 512, 910, 2,048 rows, 1.52, 1, 1.04, 1.08; at 36,864, in parts of 113, 256, 512, 1,024 rows, 1.18, 1.11,
+1, 1.05."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
