@@ -209,7 +209,9 @@ def label_latents(
     enough = (wanted[half].sum(0) >= FEWEST) & (wanted[~half].sum(0) >= FEWEST)
     names = [name for name, kept in zip(labels, enough, strict=True) if kept]
     if not names:
-        raise PairError(f"No label holds in at least {FEWEST} rows of each half of the inputs.")
+        raise PairError(
+            f"No label holds in at least {FEWEST} rows of each half of the inputs; give more inputs, or other labels."
+        )
     wanted = wanted[:, enough]
     both = [i for i in range(coded.n_latents) if half[coded.of(i)[0]].any() and not half[coded.of(i)[0]].all()]
     chosen = both if latents is None else [int(i) for i in latents]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def token_effects(
         down.append((-change).topk(n_tokens))
         sizes.append(torch.stack([kl, _changed(ready, place, random[start : start + at_once], base)[1]]))
     kl, kl_random = torch.cat(sizes, 1).cpu().numpy()
-    data = {"kl": ("latent", kl, _NATS), "kl_random": ("latent", kl_random, _NATS)}
+    data: dict[str, Any] = {"kl": ("latent", kl, _NATS), "kl_random": ("latent", kl_random, _NATS)}
     for name, parts, sign in (("promoted", up, 1), ("suppressed", down, -1)):
         ids = torch.cat([part.indices for part in parts]).cpu()
         words = np.array(token_strings(model.tokenizer, ids.flatten().tolist()), dtype=object).reshape(ids.shape)
