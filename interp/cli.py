@@ -625,7 +625,8 @@ def fit(
             store = dic.harvest_pictures(loaded, scenes, [site], folder / "store", seed=seed, progress=bar)
         console.print(repr(store), markup=False, highlight=False)
         kinds: dict[str, Any] = dict(dic.KINDS)
-        made = kinds[kind](store.standardisation(), latents, k=k, seed=seed)
+        prefixes = {"prefixes": (latents // 16, latents // 4, latents)} if kind == "matryoshka" else {}
+        made = kinds[kind](store.standardisation(), latents, k=k, seed=seed, **prefixes)
         training = dic.Training(steps=steps, batch=batch, seed=seed)
         curve = dic.train(made, store.activations(), training, progress=bar)
         console.print(curve.summary(), markup=False, highlight=False)
