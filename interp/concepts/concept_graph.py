@@ -8,7 +8,7 @@ Between adjacent levels, and nowhere else, every pair of a parent and a child ha
 - `effect`: by how much it does rise when the parent is clamped (`interp.concepts.clamped`).
 
 Both are in the child's typical code: 1 means that the parent alone brings the child to where it usually is when it is
-on. A pair is an edge if both have the same sign and each lies above the `level` quantile of its own null: for the one,
+on. A pair is an edge if both have the same sign and each lies above the `quantile` of its own null: for the one,
 examples exchanged; for the other, directions of chance, as long. Frequencies and correlations alone make no edge, and
 neither does an effect of something that never occurs.
 
@@ -44,7 +44,7 @@ def concept_graph(
     inputs: Any,
     levels: Sequence[ConceptLevel],
     *,
-    level: float = 0.99,
+    quantile: float = 0.99,
     shuffles: int = 25,
     clamping: Clamping = Clamping(),
     first: int = 1,
@@ -55,28 +55,28 @@ def concept_graph(
     Args:
         inputs: prompts, or a sampling of a pipeline: what the statistics are taken over, and the places are drawn from.
         levels: in the order in which the model computes them; two or more.
-        level: quantile of its null above which a weight counts.
+        quantile: of its null, above which a weight counts.
         shuffles: exchanges of examples, for the statistical null.
         clamping: how many places and directions of chance, and from which seed.
         first: position of a prompt from which on places count; of pictures, all cells do.
 
     Raises:
         InterpError: as `check_order` and `observe`; fewer than two examples; too few shuffles or draws to tell the
-            `level` quantile; more cells than an example has.
+            `quantile`; more cells than an example has.
     """
     check_order(model, levels)
     given = model.sampling(inputs) if isinstance(model, Denoiser) else model.prompts(inputs)
     smallest = min(len(lv.latents) for lv in levels[:-1])
-    if not 0 < level < 1 or min(shuffles, clamping.draws) * smallest * (1 - level) < 1 or clamping.examples < 2:
+    if not 0 < quantile < 1 or min(shuffles, clamping.draws) * smallest * (1 - quantile) < 1 or clamping.examples < 2:
         raise InterpError(
-            f"level={level} with {shuffles} shuffles and {clamping.draws} draws of {smallest} parents: a null has as "
-            f"many entries as draws times parents, and needs {1 / max(1e-9, 1 - level):.0f}. At least 2 examples."
+            f"quantile={quantile} with {shuffles} shuffles and {clamping.draws} draws of {smallest} parents: a null has as "
+            f"many entries as draws times parents, and needs {1 / max(1e-9, 1 - quantile):.0f}. At least 2 examples."
         )
     seen = observe(model, given, levels, clamping.branch, first)
     places = np.bincount(seen.example.numpy())
     if np.count_nonzero(places) < 2 or places[places > 0].min() < clamping.cells:
         raise InterpError(
-            f"{len(places)} examples with {places.min()} places or more: at least 2 and {clamping.cells}."
+            f"{np.count_nonzero(places)} examples with {places[places > 0].min()} places or more: at least 2 and {clamping.cells}."
         )
     codes = [c.double().cpu().numpy() for c in seen.codes]
     typical = [_typical(c) for c in codes]
@@ -85,12 +85,12 @@ def concept_graph(
         effects = clamp(model, seen, levels, number, typical[number], clamping, progress)
         scale = typical[number][:, None] / typical[number + 1]
         predicted, chance = _predicted(parents, children, seen, shuffles, clamping.seed)
-        tables.append(_pairs(predicted * scale, chance * scale, effects, typical[number + 1], level))
+        tables.append(_pairs(predicted * scale, chance * scale, effects, typical[number + 1], quantile))
     record = provenance(
         experiment="concept graph", model=model.name, weights=model.weights_hash,
         prompts=_asked(given),
         levels=[{"name": lv.name, "site": str(lv.site), "step": lv.step, "dictionary": lv.mark} for lv in levels],
-        level=level, shuffles=shuffles, clamping=asdict(clamping) | {"branch": clamping.branch.value},
+        quantile=quantile, shuffles=shuffles, clamping=asdict(clamping) | {"branch": clamping.branch.value},
         seed=clamping.seed, first=first, n_attempted=len(seen.example), n_scored=len(seen.example),
     )  # fmt: skip
     return ConceptGraph(_dataset(levels, seen, codes, typical, tables), record)
@@ -125,7 +125,7 @@ def _pairs(
     chance: Float[np.ndarray, "shuffle parent child"],
     effects: Effects,
     typical: Float[np.ndarray, "child"],
-    level: float,
+    quantile: float,
 ) -> dict[str, np.ndarray]:
     """Every variable of an edge, [parent, child]."""
     by_example = effects.effect / typical[:, None]
@@ -140,14 +140,14 @@ def _pairs(
     return {
         "predicted": predicted, "effect": effect, "effect_low": low, "effect_high": high,
         "predicted_quantile": statistical, "effect_quantile": interventional,
-        "edge": _both(predicted, effect, statistical, interventional, level),
+        "edge": _both(predicted, effect, statistical, interventional, quantile),
     }  # fmt: skip
 
 
 def _both(
-    predicted: np.ndarray, effect: np.ndarray, statistical: np.ndarray, interventional: np.ndarray, level: float
+    predicted: np.ndarray, effect: np.ndarray, statistical: np.ndarray, interventional: np.ndarray, quantile: float
 ) -> Bool[np.ndarray, "parent child"]:
-    counts = (statistical >= level) & (interventional >= level)
+    counts = (statistical >= quantile) & (interventional >= quantile)
     return counts & (np.sign(predicted) == np.sign(effect)) & (predicted != 0)
 
 

@@ -54,7 +54,7 @@ def test_no_change_reads_what_is_there_and_a_change_what_a_plain_run_has(world):
 def test_a_graph_over_steps(world):
     model, sampling, levels, seen = world
     graph = concept_graph(
-        model, sampling, levels, level=0.9, shuffles=4, clamping=Clamping(examples=2, draws=4, cells=2)
+        model, sampling, levels, quantile=0.9, shuffles=4, clamping=Clamping(examples=2, draws=4, cells=2)
     )
     assert graph.data.sizes == {"node": 10, "other": 10, "pair": 25}
     np.testing.assert_allclose(graph.data["frequency"][:5], (seen.codes[0] > 0).double().mean(0))

@@ -74,7 +74,7 @@ def test_an_effect_is_that_of_modulate(model):
     tokens, (parents, children) = prompts()[:3], levels()
     units = Latents(parents.directions[:1], parents.directions[:1], threshold=torch.tensor([0.1]).double())
     how = Clamping(examples=3 * 8, draws=4)  # every place
-    one = concept_graph(model, tokens, levels(), level=0.9, shuffles=4, clamping=how, first=0)
+    one = concept_graph(model, tokens, levels(), quantile=0.9, shuffles=4, clamping=how, first=0)
     codes = [
         children.codes(run(model, tokens, [Modulate(parents.site, units, 0.0, value)], [children.site])[children.site])
         for value in (float(one.data["typical"][0]), 0.0)
@@ -121,7 +121,7 @@ def test_a_graph_of_another_dictionary_is_refused(model, graph):
         graph.check([parents])
     with pytest.raises(InterpError, match="latents of its level"):
         graph.check([ConceptLevel("parents", parents.dictionary, [0, 1, 2]), children])
-    quick = dict(level=0.9, shuffles=4, clamping=Clamping(examples=2, draws=4), first=0)
+    quick = dict(quantile=0.9, shuffles=4, clamping=Clamping(examples=2, draws=4), first=0)
     changed = concept_graph(model, prompts()[:3], [other, children], **quick)
     with pytest.raises(InterpError, match="different dictionaries"):
         graph.compare(changed)
@@ -142,7 +142,7 @@ def test_matryoshka_parts_are_levels():
         (lambda m: concept_graph(m, prompts(), levels()[::-1]), InterpError, "is not computed after 'children'"),
         (lambda m: concept_graph(m, prompts(), levels()[:1]), InterpError, "at least two"),
         (lambda m: concept_graph(m, prompts(), [levels()[0]] * 2), InterpError, "of different names"),
-        (lambda m: concept_graph(m, prompts(), levels(), **HOW, level=0.9999), InterpError, "needs 10000"),
+        (lambda m: concept_graph(m, prompts(), levels(), **HOW, quantile=0.9999), InterpError, "needs 10000"),
         (lambda m: concept_graph(m, prompts()[:1], levels(), **HOW), InterpError, "at least 2"),
         (
             lambda m: concept_graph(m, prompts(), levels(), shuffles=30, clamping=replace(CLAMPING, cells=9)),
