@@ -69,14 +69,14 @@ def concept_graph(
     smallest = min(len(lv.latents) for lv in levels[:-1])
     if not 0 < quantile < 1 or min(shuffles, clamping.draws) * smallest * (1 - quantile) < 1 or clamping.examples < 2:
         raise InterpError(
-            f"quantile={quantile} with {shuffles} shuffles and {clamping.draws} draws of {smallest} parents: a null has as "
-            f"many entries as draws times parents, and needs {1 / max(1e-9, 1 - quantile):.0f}. At least 2 examples."
+            f"quantile={quantile} with {shuffles} shuffles and {clamping.draws} draws of {smallest} parents: a null "
+            f"has as many entries as draws times parents, and needs {1 / max(1e-9, 1 - quantile):.0f}. At least 2 rows."
         )
     seen = observe(model, given, levels, clamping.branch, first)
-    places = np.bincount(seen.example.numpy())
-    if np.count_nonzero(places) < 2 or places[places > 0].min() < clamping.cells:
+    places = np.unique(seen.example.numpy(), return_counts=True)[1]
+    if len(places) < 2 or places.min() < clamping.cells:
         raise InterpError(
-            f"{np.count_nonzero(places)} examples with {places[places > 0].min()} places or more: at least 2 and {clamping.cells}."
+            f"{len(places)} examples with {places.min()} places or more: at least 2 and {clamping.cells}."
         )
     codes = [c.double().cpu().numpy() for c in seen.codes]
     typical = [_typical(c) for c in codes]
