@@ -3,6 +3,7 @@
 from interp.concepts.atlas import Atlas, atlas
 from interp.concepts.coded_rows import CodedRows, coded_rows
 from interp.concepts.dissection import DissectionResult, dissect
+from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
@@ -15,6 +16,7 @@ __all__ = [
     "CodedRows",
     "Directions",
     "DissectionResult",
+    "LabelEffects",
     "Labels",
     "TokenEffects",
     "UnitEffectResult",
@@ -23,6 +25,7 @@ __all__ = [
     "cell_labels",
     "coded_rows",
     "dissect",
+    "label_effects",
     "label_latents",
     "token_effects",
     "token_labels",
