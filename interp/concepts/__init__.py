@@ -9,6 +9,7 @@ from interp.concepts.graph_result import Comparison, ConceptGraph
 from interp.concepts.graph_truth import GraphScore, frequency_tree, score_graph
 from interp.concepts.hierarchies import ConceptHierarchy, latent_hierarchy, selection_hierarchy
 from interp.concepts.identifiability import IdentifiabilityResult, identifiability
+from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
 from interp.concepts.minimality import Learning, learn_levels
@@ -30,6 +31,7 @@ __all__ = [
     "DissectionResult",
     "GraphScore",
     "IdentifiabilityResult",
+    "LabelEffects",
     "Labels",
     "Learning",
     "TokenEffects",
@@ -42,6 +44,7 @@ __all__ = [
     "dissect",
     "frequency_tree",
     "identifiability",
+    "label_effects",
     "label_latents",
     "latent_hierarchy",
     "learn_levels",
