@@ -9,7 +9,6 @@ same with a model of random weights. Activations and dictionaries are kept in th
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +80,11 @@ def main(
     out: Path = Path("out/scores"),
     pictures: int = 1500,
     scored: int = 600,
-    sizes: str = "128,512",
+    sizes: str = "256",
     k: int = 8,
-    steps: int = 1500,
+    steps: int = 800,
     batch: int = 1024,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     threads: int = 1,
     site: str = SITE,
     timestep: int = TIMESTEP,
@@ -110,13 +109,13 @@ def main(
     reads = [dic.Standardisation.from_moments(dic.Moments.of(rows), [site]) for rows in (x, control[0])]
     training = dic.Training(steps=steps, batch=batch, learning_rate=learning_rate, dead_after=50_000)
     name = f"{mark}-k{k}-s{steps}-lr{learning_rate:g}"
-    found, again = {}, {}
+    found = {}
     widest = max(int(size) for size in sizes.split(","))
     for size in map(int, sizes.split(",")):
         for label, made in contenders(reads[0], size, k, seed=0).items():
             found[label] = trained(out / f"{label} {name}", made, x, training)
     label = f"BatchTopK {widest}"
-    again[f"{label}, seed 0"] = found[label]
+    again = {f"{label}, seed 0": found[label]}
     for seed in (1,):
         other = dic.BatchTopK(reads[0], widest, k, seed=seed)
         plan = dic.Training(steps=steps, batch=batch, learning_rate=learning_rate, dead_after=50_000, seed=seed)
@@ -130,10 +129,18 @@ def main(
     scores = score_dictionary(found, dic.InMemory(held), known, untrained=(null, dic.InMemory(control[1])))
     scores.save(out / f"scores-{name}.nc")
     print(scores)
-    print(scores.table().round(3).to_markdown() if "tabulate" in sys.modules else scores.table().round(3).to_string())
+    for end in ("low", "high"):
+        print(
+            scores.data[[f"{score}_{end}" for score in ("mcc", "mean_f1", "coverage")]]
+            .to_dataframe()
+            .round(3)
+            .to_string()
+        )
+    print(scores.table().round(3).to_string())
     for label in ("TopK", "BatchTopK", "Matryoshka"):
-        f1 = scores.data["f1"].sel(dictionary=f"{label} {widest}")
-        print(label, {str(v): round(float(f1.sel(value=v)), 2) for v in f1["value"].values})
+        for score in ("f1", "union_f1", "correlation", "splitting", "absorption"):
+            x = scores.data[score].sel(dictionary=f"{label} {widest}")
+            print(label, score, {str(v): round(float(x.sel(value=v)), 2) for v in x["value"].values})
     print(atom_stability(again))
     some = sample_scenes(128, SCORING_SEED + 1)
     spliced = splice_pictures(model, found, [full_caption(scene) for scene in some], render(some), timestep)

@@ -337,9 +337,7 @@ def test_what_has_no_area() -> None:
 
 def test_a_statistic_of_sums_has_the_interval_of_its_own_function():
     top, bottom = numpy.random.default_rng(0).random((2, 3, 20))
-    found = statistic_interval(
-        numpy.stack([top.T, bottom.T], -1), lambda s: s[..., 0] / s[..., 1], resamples=500
-    )
+    found = statistic_interval(numpy.stack([top.T, bottom.T], -1), lambda s: s[..., 0] / s[..., 1], resamples=500)
     for ours, theirs in zip(found, ratio_interval(top, bottom, resamples=500), strict=True):
         numpy.testing.assert_allclose(ours, theirs, atol=1e-12)
     assert numpy.isnan(statistic_interval(numpy.ones((1, 2)), lambda s: s)[1]).all()

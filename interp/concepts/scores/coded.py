@@ -130,7 +130,8 @@ def linear(
         fitted = x[chosen]
         if name == "ICA":
             few = np.random.default_rng(seed).permutation(len(fitted))[:_ICA_ROWS]
-            model: Any = FastICA(random_state=seed, whiten="unit-variance")
+            rank = int(np.linalg.matrix_rank(fitted[few] - fitted[few].mean(0)))  # it cannot whiten what does not vary
+            model: Any = FastICA(rank, random_state=seed, whiten="unit-variance")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(fitted[few])

@@ -100,13 +100,15 @@ def _predictors(
     from sklearn.linear_model import LogisticRegression
 
     weights, scores = np.zeros(scaled.shape[1]), np.full((len(judged), own.shape[1]), -np.inf)
+    learned = scaled[learning]
+    learned.indices, learned.indptr = learned.indices.astype(np.int32), learned.indptr.astype(np.int32)  # liblinear's
     for value in range(own.shape[1]):
         y = own[learning, value]
         if y.all() or not y.any():  # nothing to learn: it is certain, or cannot be known
             scores[:, value] = np.inf if y.all() and len(y) else -np.inf
             continue
-        model = LogisticRegression(penalty="l1", C=_PENALTY_C, solver="liblinear", random_state=0)
-        model.fit(scaled[learning], y)
+        model = LogisticRegression(l1_ratio=1, C=_PENALTY_C, solver="liblinear", random_state=0)
+        model.fit(learned, y)
         weights += np.abs(model.coef_[0])
         if len(judged):
             scores[:, value] = model.decision_function(scaled[judged])

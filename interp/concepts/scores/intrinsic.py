@@ -69,7 +69,7 @@ def intrinsic(one: Coded) -> Intrinsic:
         atoms = sum(_with_earlier(block, start) for start, block in blocks) / latents
     return Intrinsic(
         l0=float(one.codes.count_nonzero() / rows),
-        dead=1 - len(alive) / latents,
+        dead=(latents - len(alive)) / latents,
         duplicate_atoms=atoms,
         duplicate_codes=twins / latents,
         decorrelation=1 - size / pairs if pairs else np.nan,
