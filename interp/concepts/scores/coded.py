@@ -22,7 +22,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from interp.dictionaries.activations import Activations, Batch
 from interp.dictionaries.dictionary import Dictionary
@@ -50,6 +49,7 @@ class Coded:
         error: ‖x − x̂‖² of each activation, standardised; `None` for a probe.
         total: ‖x − mean‖² of each activation.
         kind: of dictionary.
+        autoencodes: whether atoms live where the activations do; of a transcoder they do not.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Coded:
     error: Float[np.ndarray, "activation"] | None
     total: Float[np.ndarray, "activation"] | None
     kind: str = ""
+    autoencodes: bool = True
 
     @property
     def n_latents(self) -> int:
@@ -76,13 +77,13 @@ def coded(name: str, dictionary: Dictionary, activations: Activations, role: Rol
     from scipy.sparse import csr_array, vstack
 
     parts, errors, targets = [], [], []
-    for batch in _batches(activations):
+    for batch in _batches(activations, dictionary):
         x = dictionary.read.apply_to(batch.x, batch.bins)
         target = x if batch.target is None else dictionary.write.apply_to(batch.target, batch.bins)
         codes = dictionary.code(x, batch.bins)
-        errors.append((target - dictionary.decoded(codes)).square().sum(1).double().numpy())
-        targets.append(target.double().numpy())
-        entries = codes.values.numpy(), codes.latents.numpy(), codes.offsets.numpy()
+        errors.append((target - dictionary.decoded(codes)).square().sum(1).double().cpu().numpy())
+        targets.append(target.double().cpu().numpy())
+        entries = tuple(part.cpu().numpy() for part in (codes.values, codes.latents, codes.offsets))
         parts.append(csr_array(entries, shape=(len(codes), codes.n_latents)))
     whole = vstack(parts, format="csr")
     whole.sum_duplicates()
@@ -90,7 +91,8 @@ def coded(name: str, dictionary: Dictionary, activations: Activations, role: Rol
     target = np.concatenate(targets)
     total = np.square(target - target.mean(0)).sum(1)
     return Coded(
-        name, role, whole, dictionary.atoms.detach().numpy(), np.concatenate(errors), total, dictionary.kind
+        name, role, whole, dictionary.atoms.cpu().numpy(), np.concatenate(errors), total, dictionary.kind,
+        dictionary.autoencodes,
     )  # fmt: skip
 
 
@@ -104,12 +106,14 @@ def random_dictionary(dictionary: Dictionary, k: int, seed: int = 0) -> TopK:
         ShapeError: k below 1 or above the number of latents.
     """
     write = None if dictionary.autoencodes else dictionary.write
-    return TopK(dictionary.read, dictionary.n_latents, k, write=write, seed=1_000_003 + seed)
+    return TopK(dictionary.read, dictionary.n_latents, k, write=write, seed=1_000_003 + seed).to(dictionary.atoms)
 
 
 def standardised(dictionary: Dictionary, activations: Activations) -> Float[np.ndarray, "activation width"]:
     """What the dictionary reads, in its own units."""
-    return np.concatenate([dictionary.read.apply_to(b.x, b.bins).numpy() for b in _batches(activations)])
+    return np.concatenate(
+        [dictionary.read.apply_to(b.x, b.bins).cpu().numpy() for b in _batches(activations, dictionary)]
+    )
 
 
 def linear(
@@ -173,11 +177,9 @@ def _both_signs(z: Float[np.ndarray, "row unit"]) -> SparseRows:
     return csr_array(np.concatenate([np.maximum(z, 0), np.maximum(-z, 0)], axis=1))
 
 
-def _batches(activations: Activations) -> Iterator[Batch]:
+def _batches(activations: Activations, dictionary: Dictionary) -> Iterator[Batch]:
+    """All rows, in order, where the dictionary is."""
+    device = dictionary.atoms.device
     for start in range(0, len(activations), _CHUNK):
         batch = activations.batch(torch.arange(start, min(start + _CHUNK, len(activations))))
-        yield Batch(*(None if part is None else part.cpu() for part in _parts(batch)))
-
-
-def _parts(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return batch.x, batch.target, batch.bins
+        yield Batch(*(None if part is None else part.to(device) for part in (batch.x, batch.target, batch.bins)))

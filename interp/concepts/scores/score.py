@@ -174,7 +174,7 @@ def _scored(one: Coded, x: np.ndarray, known: KnownFactors, halves: _Halves, see
     ms = monosemanticity(codes, meaning)
     out["monosemanticity"] = float(np.nanmean(ms)) if not np.isnan(ms).all() else np.nan
     out["absorption"] = np.full(len(known.names), np.nan)
-    if one.atoms is not None and one.role != "control":  # whose activations are others
+    if one.atoms is not None and one.autoencodes and one.role != "control":  # whose activations are others
         out["absorption"] = _absorption(one.atoms, codes, halves.pooled @ x, known, halves, out["unions"])
     return out
 

@@ -211,7 +211,7 @@ def _fills(named: Mapping[str, Dictionary], rows: Float[Tensor, "row width"], se
     for name, one in named.items():
         k = max(1, round(float(one.encode(rows.to(one.atoms.dtype)).l0().float().mean())))
         for label, which in ((name, one), (f"{name}: random, k = {k}", random_dictionary(one, k, seed))):
-            fills[label] = _through(which.to(one.atoms))
+            fills[label] = _through(which)
     return fills
 
 
