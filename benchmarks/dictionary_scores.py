@@ -23,6 +23,7 @@ from interp.concepts.scores import atom_stability, score_dictionary, splice_pict
 from interp.interventions.noised import noised
 from interp.interventions.one_step import OneStep
 from interp.models.denoiser import Denoiser
+from interp.plots import write_png
 from interp.shapes.caption import full_caption
 from interp.shapes.pipeline import new_pipeline, new_text_encoder, new_unet
 from interp.shapes.render import render
@@ -80,7 +81,7 @@ def main(
     out: Path = Path("out/scores"),
     pictures: int = 1500,
     scored: int = 600,
-    sizes: str = "256",
+    sizes: str = "64,256",
     k: int = 8,
     steps: int = 800,
     batch: int = 1024,
@@ -137,10 +138,11 @@ def main(
             .to_string()
         )
     print(scores.table().round(3).to_string())
-    for label in ("TopK", "BatchTopK", "Matryoshka"):
-        for score in ("f1", "union_f1", "correlation", "splitting", "absorption"):
-            x = scores.data[score].sel(dictionary=f"{label} {widest}")
+    for label in found:
+        for score in ("f1", "union_f1"):
+            x = scores.data[score].sel(dictionary=label)
             print(label, score, {str(v): round(float(x.sel(value=v)), 2) for v in x["value"].values})
+    write_png(scores.plot(), out / f"scores-{name}.png")
     print(atom_stability(again))
     some = sample_scenes(128, SCORING_SEED + 1)
     spliced = splice_pictures(model, found, [full_caption(scene) for scene in some], render(some), timestep)

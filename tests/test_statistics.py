@@ -343,7 +343,7 @@ def test_a_statistic_of_sums_has_the_interval_of_its_own_function():
     assert numpy.isnan(statistic_interval(numpy.ones((1, 2)), lambda s: s)[1]).all()
 
 
-@pytest.mark.parametrize(("sums", "more"), [(numpy.ones((0, 2)), {}), ([numpy.nan, 1], {}), ([1.0, 2], {"level": 1})])
+@pytest.mark.parametrize(("sums", "more"), [(numpy.ones((0, 2)), {}), ([numpy.nan, 1], {}), ([1.0, 2], {"level": 1.0})])
 def test_a_statistic_of_nothing_is_refused(sums, more):
     with pytest.raises(ShapeError):
         statistic_interval(sums, lambda s: s, **more)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError, nearest
@@ -38,12 +38,11 @@ class NoisedPictures:
 
 
 @torch.no_grad()
-def noised(
-    model: Denoiser, pictures: UInt8[np.ndarray, "row height width 3"], timestep: int, seed: int = 0
-) -> NoisedPictures:
+def noised(model: Denoiser, pictures: np.ndarray, timestep: int, seed: int = 0) -> NoisedPictures:
     """Pictures with noise, as training gives them to the denoiser.
 
     Args:
+        pictures: RGB, uint8 [row, height, width, 3].
         timestep: of the schedule that the model was trained with, 0 for hardly any noise.
         seed: of the noise, which is drawn for all rows at once.
 

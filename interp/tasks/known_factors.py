@@ -41,7 +41,7 @@ class KnownFactors:
 
     factors: Mapping[str, tuple[str, ...]]
     values: Int[np.ndarray, "row factor"]
-    group: Int[np.ndarray, "row"]
+    group: Int[np.ndarray, "member"]
     region: Int[np.ndarray, "activation"] | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
 

@@ -85,7 +85,7 @@ def coded(name: str, dictionary: Dictionary, activations: Activations, role: Rol
         targets.append(target.double().cpu().numpy())
         entries = tuple(part.cpu().numpy() for part in (codes.values, codes.latents, codes.offsets))
         parts.append(csr_array(entries, shape=(len(codes), codes.n_latents)))
-    whole = vstack(parts, format="csr")
+    whole: Any = vstack(parts, format="csr")
     whole.sum_duplicates()
     whole.eliminate_zeros()
     target = np.concatenate(targets)
@@ -182,4 +182,5 @@ def _batches(activations: Activations, dictionary: Dictionary) -> Iterator[Batch
     device = dictionary.atoms.device
     for start in range(0, len(activations), _CHUNK):
         batch = activations.batch(torch.arange(start, min(start + _CHUNK, len(activations))))
-        yield Batch(*(None if part is None else part.to(device) for part in (batch.x, batch.target, batch.bins)))
+        target, bins = (None if part is None else part.to(device) for part in (batch.target, batch.bins))
+        yield Batch(batch.x.to(device), target, bins)

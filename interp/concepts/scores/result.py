@@ -71,8 +71,8 @@ class DictionaryScores(Result):
     def table(self) -> DataFrame:
         """A row for each contender, a column for each score."""
         data = self.data
-        columns = ["n_latents", "l0", "dead", "duplicate_atoms", "duplicate_codes", *HIGH]
-        frame = data[columns].to_dataframe()[columns]
+        columns: list[str] = ["n_latents", "l0", "dead", "duplicate_atoms", "duplicate_codes", *HIGH]
+        frame: DataFrame = data[columns].to_dataframe().loc[:, columns]
         for name in ("splitting", "absorption"):
             values = data[name].values
             known = ~np.isnan(values)

@@ -184,8 +184,8 @@ def _explained(one: Coded, known: KnownFactors, halves: _Halves, seed: int) -> d
         return dict.fromkeys(("explained", "explained_low", "explained_high"), np.nan)
     region = np.arange(len(one.error)) if known.region is None else known.region
     group = halves.group[region][region >= 0]
-    sums = [np.bincount(group, weights=part[region >= 0]) for part in (one.error, one.total)]
-    left, low, high = (float(value) for value in ratio_interval(*sums, seed=seed))
+    error, total = (np.bincount(group, weights=part[region >= 0]) for part in (one.error, one.total))
+    left, low, high = (float(value) for value in ratio_interval(error, total, seed=seed))
     return {"explained": 1 - left, "explained_low": 1 - high, "explained_high": 1 - low}
 
 

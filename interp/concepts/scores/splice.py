@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.concepts.scores.coded import random_dictionary
@@ -143,7 +143,7 @@ def splice_pictures(
     model: Denoiser,
     dictionaries: Dictionary | Mapping[str, Dictionary],
     prompts: Sequence[str],
-    pictures: UInt8[np.ndarray, "row height width 3"],
+    pictures: np.ndarray,
     timestep: int,
     *,
     seed: int = 0,
@@ -153,6 +153,7 @@ def splice_pictures(
 
     Args:
         prompts: of each picture.
+        pictures: RGB, uint8 [row, height, width, 3].
         timestep: of the schedule that the model was trained with.
         seed: of the noise, and of the random dictionary.
 
