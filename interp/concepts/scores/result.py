@@ -106,8 +106,8 @@ class DictionaryScores(Result):
         from interp.plots import heatmap
 
         return heatmap(
-            self.data["f1"], x="value", y="dictionary", title=f"{self.title}: F1 of the best latent", unit="F1",
-            y_labels=self.data["dictionary"].values.tolist(),
+            self.data["f1"].isel(dictionary=slice(None, None, -1)), x="value", y="dictionary", title=f"{self.title}: F1 of the best latent", unit="F1",
+            diverging=False,
         )  # fmt: skip
 
     def summary(self) -> str:
