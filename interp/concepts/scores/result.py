@@ -105,10 +105,8 @@ class DictionaryScores(Result):
         """A heat map of F1, contenders by values."""
         from interp.plots import heatmap
 
-        return heatmap(
-            self.data["f1"].isel(dictionary=slice(None, None, -1)), x="value", y="dictionary", title=f"{self.title}: F1 of the best latent", unit="F1",
-            diverging=False,
-        )  # fmt: skip
+        data, title = self.data["f1"].isel(dictionary=slice(None, None, -1)), f"{self.title}: F1 of the best latent"
+        return heatmap(data, x="value", y="dictionary", title=title, unit="F1", diverging=False)
 
     def summary(self) -> str:
         """The main scores of every contender, and which of them a random dictionary reaches as well."""
