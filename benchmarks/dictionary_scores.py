@@ -81,7 +81,7 @@ def main(
     out: Path = Path("out/scores"),
     pictures: int = 1500,
     scored: int = 600,
-    sizes: str = "64,256",
+    sizes: str = "64,256,1024",
     k: int = 8,
     steps: int = 800,
     batch: int = 1024,
@@ -121,7 +121,7 @@ def main(
         other = dic.BatchTopK(reads[0], widest, k, seed=seed)
         plan = dic.Training(steps=steps, batch=batch, learning_rate=learning_rate, dead_after=50_000, seed=seed)
         again[f"{label}, seed {seed}"] = trained(out / f"{label} seed {seed} {name}", other, x, plan)
-    null = trained(out / f"untrained {name}", dic.BatchTopK(reads[1], widest, k), control[0], training)
+    null = trained(out / f"untrained {widest} {name}", dic.BatchTopK(reads[1], widest, k), control[0], training)
 
     scenes = sample_scenes(scored, SCORING_SEED)
     grid = round(np.sqrt(len(held) // scored))
