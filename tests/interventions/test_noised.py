@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from interp.errors import InterpError, ShapeError
 from interp.interventions.noised import noised
@@ -60,6 +60,6 @@ def test_refusals(model, monkeypatch):
     monkeypatch.setattr(model.pipeline, "scheduler", DDIMScheduler(prediction_type="score"))
     with pytest.raises(InterpError, match="'score'"):
         noised(model, PICTURES, 3)
-    monkeypatch.setattr(model.pipeline, "scheduler", object())
+    monkeypatch.setattr(model.pipeline, "scheduler", FlowMatchEulerDiscreteScheduler())
     with pytest.raises(InterpError, match="rectified flow"):
         noised(model, PICTURES, 3)
