@@ -9,7 +9,7 @@ user can get wrong is found here, before a forward pass.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -68,6 +68,11 @@ class Form:
     keep_norm: bool = False
 
     @property
+    def affine(self) -> bool:
+        """Whether this is `keep · x + operand` and nothing else."""
+        return self.basis is None and self.latents is None and self.gate is None and not self.keep_norm
+
+    @property
     def key(self) -> tuple:
         """Equal where two edits have the same form: the same tensors, not equal ones."""
         return self.by_unit, self.live, id(self.basis), id(self.latents), id(self.gate), self.keep_norm
@@ -109,15 +114,22 @@ class Ops:
 
     @property
     def affine(self) -> bool:
-        """Whether this is `keep · x + operand` and nothing else."""
-        form = self.form
-        return form.basis is None and form.latents is None and form.gate is None and not form.keep_norm
+        """As of the form."""
+        return self.form.affine
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is said of each edit, by name."""
+        names = ("variant", "example", "position", "group", "keep", "operand", "wave")
+        return {name: column for name in names if (column := getattr(self, name)) is not None}
 
     def select(self, chosen: np.ndarray) -> Ops:
         """The edits at these indices (or where a mask is true)."""
-        arrays = ["variant", "example", "position", "group", "keep", "operand"]
-        arrays += [] if self.wave is None else ["wave"]
-        return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
+        return replace(self, **{name: column[chosen] for name, column in self.columns.items()})
+
+    def tiled(self, n: int) -> Ops:
+        """The edits n times, one after the other."""
+        return replace(self, **{name: np.tile(column, n) for name, column in self.columns.items()})
 
     def apply(self, x: Tensor, token: Index, *, owned: bool = False) -> Tensor:
         """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`.
@@ -133,19 +145,27 @@ class Ops:
         if form.keep_norm:
             edited = with_norm_of(flat, edited, at, group)
         if form.gate is not None:
-            edited = where_open(flat, edited, at, group, form.gate.read.to(x), form.gate.threshold)
+            edited = where_open(flat, edited, at, group, form.gate.read.to(x.device), form.gate.threshold)
         return edited.view(shape)
 
     def _operated(self, x: Tensor, at: Tensor, group: Tensor, row: Tensor, owned: bool) -> Tensor:
         form = self.form
         if form.latents is not None:
-            read, write, bias, threshold = (part.to(x) for part in _parts(form.latents))
-            gain, offset = self.table[row.to(self.table.device)].to(x).tensor_split(2, -1)
+            read, write, bias, threshold = (part.to(x.device) for part in _parts(form.latents))
+            gain, offset = self.table[row.to(self.table.device)].to(x.device).tensor_split(2, -1)
             return modulate(x, at, group, read, write, bias, threshold, gain, offset)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
         table = self.table[:, : x.shape[-1]]
         if form.basis is not None:
-            return swap_subspace(x, at, group, table, form.basis.to(x.dtype), row, owned=owned)
+            return swap_subspace(
+                x,
+                at,
+                group,
+                table,
+                form.basis.to(x.device, torch.promote_types(x.dtype, torch.float32)),
+                row,
+                owned=owned,
+            )
         keep, wave = torch.from_numpy(self.keep), None if self.wave is None else torch.from_numpy(self.wave)
         return apply_edits(x, at, group, keep, table, row, wave, owned)
 
@@ -182,10 +202,8 @@ def compile_variants(
     """The plan of many variants, each applied to every prompt.
 
     Args:
-        keys: of attention edits, where they are not just the tokens of `prompts` (`generate`).
-
-    Args:
         prompts: the rows, with as many tokens as a row has positions at the edited sites: for a denoiser, cells.
+        keys: of attention edits, where they are not just the tokens of `prompts` (`generate`).
 
     Raises:
         SiteError: a part, layer or head that the model does not have or cannot serve.
@@ -198,54 +216,23 @@ def compile_variants(
     checks = _Checks()
     keys = keys or KeyAxis(prompts)
     for variant, edits in enumerate(variants):
-        wave: dict[Site, int] = defaultdict(int)
+        # How many calls come before, at each site, and of which kind the last one is. Edits of a variant share a call
+        # as its own list has it, whatever other variants do: roundings in half precision must not depend on them.
+        stage: dict[Site, tuple[int, tuple]] = {}
         for edit in edits:
             parts = _resolve(model, prompts, edit, keys, checks)
-            site = parts.site
-            key = (site, wave[site], parts.form.key)
-            wave[site] += 1
+            number, before = stage.get(parts.site, (-1, ()))
+            if parts.kind != before or not parts.form.affine or parts.form.live:
+                number += 1
+            stage[parts.site] = number, parts.kind
+            key = (parts.site, number, parts.kind)
             if key not in gathered:
                 gathered[key] = _Gathered(parts.form)
             gathered[key].add(variant, parts)
     sites: dict[Site, list[Ops]] = defaultdict(list)
     for (site, _, _), ops in sorted(gathered.items(), key=lambda item: item[0][1]):
         sites[site].append(ops.build(site))
-    return Plan(prompts, len(variants), {site: _together(ops) for site, ops in sites.items()})
-
-
-def _together(ops: Sequence[Ops]) -> tuple[Ops, ...]:
-    """The ops of a site, in order, with neighbours made one wherever one call can apply them."""
-    runs: list[list[Ops]] = []
-    for op in ops:
-        before = runs[-1][-1] if runs else None
-        if before is not None and op.affine and not op.live and before.form.key == op.form.key:
-            runs[-1].append(op)
-        else:
-            runs.append([op])
-    return tuple(run[0] if len(run) == 1 else _joined(run) for run in runs)
-
-
-def _joined(ops: Sequence[Ops]) -> Ops:
-    """Ops of one kind as one, which applies them in order."""
-    tables = {id(op.table): op.table for op in ops}
-    first = dict(zip(tables, np.cumsum([0, *(len(table) for table in tables.values())]), strict=False))
-    columns = {
-        name: np.concatenate([getattr(op, name) for op in ops])
-        for name in ("variant", "example", "position", "group", "keep")
-    }
-    place = np.stack([columns[name] for name in ("variant", "example", "position", "group")])
-    order = np.lexsort(place)  # stable: of one place, in list order
-    new = (np.diff(place[:, order], axis=1, prepend=-1) != 0).any(0)
-    begin = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-    wave = np.empty(len(order), dtype=np.int64)
-    wave[order] = np.arange(len(order)) - begin
-    return replace(
-        ops[0],
-        operand=np.concatenate([op.operand + first[id(op.table)] for op in ops]),
-        table=torch.cat(list(tables.values())) if len(tables) > 1 else ops[0].table,
-        wave=wave if wave.any() else None,
-        **columns,
-    )
+    return Plan(prompts, len(variants), {site: tuple(ops) for site, ops in sites.items()})
 
 
 @dataclass(slots=True, eq=False)
@@ -260,6 +247,11 @@ class _Resolved:
     operand: Index
     table: Tensor
     form: Form = Form()
+
+    @property
+    def kind(self) -> tuple:
+        """Equal where two edits can be applied by one call: of one form, with rows of one kind as operands."""
+        return self.form.key, self.table.shape[-1], self.table.dtype
 
 
 @dataclass(slots=True, eq=False)
@@ -285,7 +277,21 @@ class _Gathered:
     def build(self, site: Site) -> Ops:
         tables = [table for _, table in self.tables.values()]
         columns = {name: np.concatenate(arrays) for name, arrays in self.columns.items()}
-        return Ops(site, self.form, table=tables[0] if len(tables) == 1 else torch.cat(tables), **columns)
+        table = tables[0] if len(tables) == 1 else torch.cat(tables)
+        return Ops(site, self.form, table=table, wave=_waves(columns), **columns)
+
+
+def _waves(columns: Mapping[str, np.ndarray]) -> Index | None:
+    """Of each edit, how many of the list come before it at its place; `None`: none of any."""
+    place = np.stack([columns[name] for name in ("variant", "example", "position", "group")])
+    order = np.lexsort(place)  # stable: of one place, in list order
+    new = (np.diff(place[:, order], axis=1, prepend=-1) != 0).any(0)
+    if new.all():
+        return None
+    begin = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    wave = np.empty(len(order), dtype=np.int64)
+    wave[order] = np.arange(len(order)) - begin
+    return wave
 
 
 class _Checks:
@@ -388,6 +394,8 @@ def _places(
         raise InterpError(
             f"Edit at {site}: rows {chosen.tolist()} of a batch of {len(lengths)} prompts (0 to {len(lengths) - 1})."
         )
+    if len(set(chosen.tolist())) < len(chosen):
+        raise InterpError(f"Edit at {site}: rows {chosen.tolist()} name one row twice.")
     lengths = lengths[chosen]
     if positions is None:
         width = int(prompts.lengths.max())
@@ -623,6 +631,8 @@ def _by_unit(
     """The same edit on single units of the last axis: groups are flat (head, unit) indices."""
     if whole.site.part in ATTENTION_PARTS and isinstance(model, LanguageModel):
         raise SiteError(f"{whole.site} has keys, not units; edit whole rows, or cut edges with Knockout.")
+    if len(set(units.tolist())) < len(units):
+        raise InterpError(f"Edit at {whole.site}: units {units.tolist()} name one unit twice.")
     if units.min() < 0 or units.max() >= width:
         raise InterpError(
             f"Edit at {whole.site}: units {units.min()} to {units.max()} of a width of {width} (0 to {width - 1})."

@@ -17,6 +17,7 @@ from torch import nn
 from interp.errors import InterpError
 from interp.interventions.base_states import BaseStates
 from interp.interventions.plan import Index, Ops, Plan
+from interp.kernels.apply_edits import edited
 from interp.models.language_model import LanguageModel
 from interp.models.site import ATTENTION_PARTS, Site
 
@@ -151,9 +152,10 @@ def _effective(op: Ops, base: BaseStates, plan: Plan) -> np.ndarray:
     for i in range(0, len(op), step):
         part = slice(i, i + step)
         old = flat[torch.from_numpy(token[part]), torch.from_numpy(op.group[part])]
-        keep = torch.from_numpy(op.keep[part]).to(old)[:, None]
-        new = torch.where(keep == 0, 0, keep * old) + op.table[torch.from_numpy(op.operand[part])].to(old)
-        changed[part] = (new != old).any(-1).cpu().numpy()
+        wide = torch.promote_types(old.dtype, torch.float32)
+        keep = torch.from_numpy(op.keep[part]).to(old.device, wide)[:, None]
+        value = op.table[torch.from_numpy(op.operand[part])].to(old.device, wide)
+        changed[part] = (edited(old.to(wide), keep, value).to(old.dtype) != old).any(-1).cpu().numpy()
     return changed
 
 

@@ -59,16 +59,17 @@ def vectorised(
     token, group, keep = token.to(x.device), group.to(x.device), keep.to(x.device, wide)[:, None]
     value = (operand if row is None else operand[row.to(operand.device)]).to(wide)
     if wave is None:
-        new = _edited(x[token, group].to(wide), keep, value)
+        new = edited(x[token, group].to(wide), keep, value)
     else:
         place, at = torch.unique(token * x.shape[1] + group, return_inverse=True)
         token, group = place // x.shape[1], place % x.shape[1]
         new, wave = x[token, group].to(wide), wave.to(x.device)
         for number in range(int(wave.max()) + 1 if len(wave) else 0):
             now = (wave == number).nonzero()[:, 0]
-            new = new.index_put((at[now],), _edited(new[at[now]], keep[now], value[now]))
+            new = new.index_put((at[now],), edited(new[at[now]], keep[now], value[now]))
     return (x.index_put_ if owned else x.index_put)((token, group), new.to(x.dtype))
 
 
-def _edited(old: Tensor, keep: Tensor, value: Tensor) -> Tensor:
+def edited(old: Tensor, keep: Tensor, value: Tensor) -> Tensor:
+    """`keep · old + value`, of float32 numbers or wider; where `keep` is 0, `old` is not multiplied."""
     return torch.where(keep == 0, torch.zeros_like(old), keep * old) + value

@@ -1,4 +1,7 @@
-"""Edits that read the state they change: latents by their activation, a length kept, a condition."""
+"""Edits that read the state they change: latents by their activation, a length kept, a condition.
+
+Half-precision states are read and edited in float32, and rounded once.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ def modulate(
     whatever the size of the dictionary that they come from.
     """
     token, group = token.to(x.device), group.to(x.device)
-    old = x[token, group]
-    z = old @ read.T + bias
-    active = torch.where(z > threshold, z, torch.zeros_like(z))
-    return x.index_put((token, group), old + (gain * active + offset - active) @ write)
+    old = _wide(x[token, group])
+    z = old @ read.to(old).T + bias.to(old)
+    active = torch.where(z > threshold.to(old), z, torch.zeros_like(z))
+    new = old + (gain.to(old) * active + offset.to(old) - active) @ write.to(old)
+    return x.index_put((token, group), new.to(x.dtype))
 
 
 def with_norm_of(
@@ -41,10 +45,10 @@ def with_norm_of(
     A state that was edited to zero has no direction, and stays zero. Equal states keep their bits.
     """
     token, group = token.to(x.device), group.to(x.device)
-    new = edited[token, group]
-    length, wanted = new.norm(dim=-1, keepdim=True), x[token, group].norm(dim=-1, keepdim=True)
+    new = _wide(edited[token, group])
+    length, wanted = new.norm(dim=-1, keepdim=True), _wide(x[token, group]).norm(dim=-1, keepdim=True)
     ratio = torch.where(length > 0, wanted / length, torch.ones_like(length))
-    return edited.index_put((token, group), new * ratio)
+    return edited.index_put((token, group), (new * ratio).to(x.dtype))
 
 
 def where_open(
@@ -58,5 +62,9 @@ def where_open(
     """`edited` at those of the given places where `x · read > threshold`, and `x` at the others."""
     token, group = token.to(x.device), group.to(x.device)
     old = x[token, group]
-    shut = ~(old @ read > threshold)
+    shut = ~(_wide(old) @ _wide(read) > threshold)
     return edited.index_put((token[shut], group[shut]), old[shut])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -31,7 +30,7 @@ from interp.interventions.captured import DenoisingRun, Run
 from interp.interventions.denoise import denoise
 from interp.interventions.edits import Edit
 from interp.interventions.generate import Generation, generate, stream
-from interp.interventions.plan import Ops, Plan, compile_variants
+from interp.interventions.plan import Plan, compile_variants
 from interp.interventions.run import Captures, Places, run
 from interp.models.denoiser import Denoiser
 from interp.models.hooks import held, released, tapped
@@ -163,14 +162,8 @@ class _Everywhere(Places):
             return None
         flat = x.flatten(0, 1)
         for op in self.plan.sites[site]:
-            flat = _repeated(op, len(flat)).apply(flat, np.repeat(np.arange(len(flat)), len(op)))
+            flat = op.tiled(len(flat)).apply(flat, np.repeat(np.arange(len(flat)), len(op)))
         return flat.view(x.shape)
-
-
-def _repeated(op: Ops, n: int) -> Ops:
-    """The ops of one token, for `n` tokens, token by token."""
-    arrays = ("variant", "example", "position", "group", "keep", "operand")
-    return replace(op, **{name: np.tile(getattr(op, name), n) for name in arrays})
 
 
 class SteeredPictures(_Steered):

@@ -233,3 +233,14 @@ def test_sampling_repeats_by_seed() -> None:
 def test_refusals(edit, error, message: str) -> None:
     with pytest.raises(error, match=message):
         generate(described("llama"), PROMPTS, [edit], max_new_tokens=STEPS)
+
+
+def test_scores_of_another_run_and_a_knockout_share_a_query():
+    """Operands of two widths: the prompt's keys, and those of new tokens too."""
+    model = described("llama")
+    source = run(model, PROMPTS, [Scale(Site("resid_pre", 0), 2.0)], [Site("attn_scores", 1)])
+    edits = [Replace(Site("attn_scores", 1), source, positions=-1), Knockout(1, keys=0, positions=-1)]
+    made = generate(model, PROMPTS, edits, max_new_tokens=2)
+    expected = run(model, PROMPTS, edits).last_logits()
+    torch.testing.assert_close(made.logits[:, 0], expected, rtol=0, atol=1e-9)
+    assert (expected - run(model, PROMPTS).last_logits()).abs().max() > 1e-3

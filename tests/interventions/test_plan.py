@@ -68,6 +68,8 @@ PLACES = [
     (lambda: Knockout(0, keys=0, positions=9), InterpError, "position 9 is outside prompt 0"),
     (lambda: Scale(RESID, 1.0, rows=[3]), InterpError, r"rows \[3\] of a batch of 3 prompts \(0 to 2\)"),
     (lambda: Scale(RESID, 1.0, rows=[-1]), InterpError, r"rows \[-1\] of a batch of 3"),
+    (lambda: Scale(RESID, 1.0, rows=[2, 2]), InterpError, r"rows \[2, 2\] name one row twice"),
+    (lambda: Replace(RESID, 1.0, units=[3, 3]), InterpError, r"units \[3, 3\] name one unit twice"),
     (lambda: Scale(RESID, 1.0, positions=[1, 1]), InterpError, "name one place twice"),
     (lambda: Scale(RESID, 1.0, positions=[4, -1]), InterpError, "name one place twice"),  # in prompt 1
     (lambda: Knockout(0, keys=[0, 1], positions=1), InterpError, "query 1 would see no key at all"),
@@ -201,4 +203,11 @@ def test_variants_share_their_tables_and_keep_their_order():
     assert [op.wave for op in compile_variants(model, prompts, [apart]).sites[RESID]] == [None]
     between = [Scale(RESID, 2.0), Swap(RESID, source, torch.eye(24, 2).double()), Add(RESID, 1.0), Scale(RESID, 0.5)]
     kinds = compile_variants(model, prompts, [between]).sites[RESID]
-    assert [(len(op), op.basis is None) for op in kinds] == [(18, True), (18, False), (36, True)]
+    assert [(len(op), op.form.basis is None) for op in kinds] == [(18, True), (18, False), (36, True)]
+    # Which edits of a variant share a call depends on its own list alone.
+    pair = [Add(RESID, 1.0), Add(RESID, 2.0)]
+    other = [Swap(RESID, source, torch.eye(24, 2).double()), Add(RESID, 1.0)]
+    for variants in ([pair], [other, pair], [pair, other, other]):
+        ops = compile_variants(model, prompts, variants).sites[RESID]
+        of_pair = [op.select(op.variant == variants.index(pair)) for op in ops]
+        assert [(len(op), int(op.wave.max())) for op in of_pair if len(op)] == [(36, 1)]

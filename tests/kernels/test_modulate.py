@@ -59,6 +59,17 @@ def test_the_norm_is_kept_and_the_direction_is_the_edited_one():
     assert torch.equal(with_norm_of(x, zero, token, group)[token, group], zero[token, group])
 
 
+def test_long_states_in_half_precision_keep_their_length():
+    """Their squares exceed what the type holds."""
+    x = torch.full((1, 1, 4096), 1100.0, dtype=torch.float16)
+    zero = torch.zeros(1, dtype=torch.long)
+    assert torch.equal(with_norm_of(x, x, zero, zero), x)
+    assert torch.equal(with_norm_of(x, x / 2, zero, zero), x)
+    read = torch.ones(4096, dtype=torch.float16)
+    assert torch.equal(where_open(x, x / 2, zero, zero, read, 4_000_000.0), x / 2)
+    assert torch.equal(where_open(x, x / 2, zero, zero, read, 5_000_000.0), x)
+
+
 def test_a_gate_opens_by_the_state_that_was_there():
     x, token, group, operand, generator = _case(11)
     read = torch.randn(4, dtype=torch.float64, generator=generator)

@@ -54,3 +54,11 @@ def test_gradients_flow_to_states_sources_and_bases():
     rotation, row = torch.tensor([1, 0, 1]), torch.tensor([0, 0, 2])
     inputs[2] = _basis(2, 3, 2, generator=generator).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, s, b: swap_subspace(x, token, group, s, b, row, rotation), inputs)
+
+
+def test_a_full_swap_in_half_precision_is_the_source():
+    generator = torch.Generator().manual_seed(0)
+    x, source = (torch.randn(4, 1, 24, generator=generator).bfloat16() for _ in range(2))
+    basis = torch.linalg.qr(torch.randn(24, 24, generator=generator)).Q
+    at, zero = torch.arange(4), torch.zeros(4, dtype=torch.long)
+    assert torch.equal(swap_subspace(x, at, zero, source[:, 0], basis), source)

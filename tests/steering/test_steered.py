@@ -67,6 +67,14 @@ def test_a_block_steers_whatever_calls_the_network(speaking):
         assert torch.equal(logits_of(speaking, text), logits)
 
 
+def test_edits_that_share_a_site_act_at_every_token(speaking):
+    """Two additions are one call of the kernel, in waves: at all tokens, not at the first."""
+    both = [Add(SITE, push()), Scale(SITE, 0.5), Add(SITE, push(3))]
+    expected = run(speaking, PROMPTS[1], both).logits
+    with steer(speaking, both):
+        torch.testing.assert_close(logits_of(speaking, PROMPTS[1]), expected, rtol=0, atol=1e-9)
+
+
 def test_huggingface_generate_is_steered_with_its_cache(speaking):
     ids = speaking.prompts(PROMPTS[1]).ids
     expected = generate(speaking, PROMPTS[1], edits(), max_new_tokens=5).tokens[0]

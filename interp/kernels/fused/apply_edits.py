@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from interp.errors import ShapeError
-from interp.kernels.fused.launch import check_count, check_indices, check_tensors, padded, uploaded
+from interp.kernels.fused.launch import check_count, check_indices, check_lengths, check_tensors, padded, uploaded
 
 TILE = 2048
 """Elements of a program: 16 for each thread of four warps, so two 16-byte loads of bfloat16. Not yet timed on a GPU."""
@@ -115,6 +116,9 @@ class _Placed:
         check_count("apply_edits", "places", tokens * groups)
         check_count("apply_edits", "edits", len(token))
         check_count("apply_edits", "operands", n_operands)
+        if operand.shape[1] != x.shape[2]:
+            raise ShapeError(f"apply_edits: operands of {operand.shape[1]} numbers, for rows of {x.shape[2]}.")
+        check_lengths("apply_edits", token=token, group=group, keep=keep, row=row, wave=wave)
         at_token, at_group = token.cpu().numpy(), group.cpu().numpy()
         rows = np.arange(len(at_token)) if row is None else row.cpu().numpy()
         check_indices("apply_edits", "tokens", at_token, tokens)
@@ -155,6 +159,7 @@ class _ApplyEdits(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         placed, (grad,) = ctx.placed, grads
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
@@ -191,8 +196,8 @@ def apply_edits(
 
     Raises:
         InterpError: an element type that is not float32, float16 or bfloat16; tensors on several devices.
-        ShapeError: a last axis that is not contiguous; indices outside `x` or `operand`; two edits at one place
-            without `wave`; more than 2³¹ − 1 places, edits or operands.
+        ShapeError: a last axis that is not contiguous; operands of another width; not one index for every edit; indices
+            outside `x` or `operand`; two edits at one place without `wave`; `LIMIT` places, edits or operands, or more.
     """
     check_tensors("apply_edits", {"x": x, "operand": operand})
     placed = _Placed.of(x, token, group, keep, operand, row, wave)

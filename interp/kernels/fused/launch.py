@@ -65,6 +65,17 @@ def check_count(op: str, what: str, n: int) -> None:
         raise ShapeError(f"{op}: {n} {what}; the kernel counts up to {LIMIT - 1}. Split the call.")
 
 
+def check_lengths(op: str, **columns: Tensor | None) -> None:
+    """Refuse columns that do not all speak of the same edits.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        raise ShapeError(f"{op}: {', '.join(f'{n} of {name}' for name, n in lengths.items())}; give one for each edit.")
+
+
 def check_indices(op: str, what: str, index: np.ndarray, size: int) -> None:
     """Refuse indices outside of an axis: on a GPU they would read or write another tensor's memory.
 

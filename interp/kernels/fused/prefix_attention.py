@@ -190,10 +190,10 @@ def prefix_attention(
     """As `interp.kernels.prefix_attention.prefix_attention`, in one launch. It records no gradient.
 
     Raises:
-        InterpError: an element type that is not float32, float16 or bfloat16, or not the same in all tensors; tensors
-            on several devices.
-        ShapeError: a last axis that is not contiguous; heads wider than 256 numbers; query heads that are no multiple
-            of the key heads; tokens, examples or prefixes that the tensors do not have; more than 2³¹ − 1 tokens.
+        InterpError: an element type that is not float32, float16 or bfloat16; tensors on several devices.
+        ShapeError: element types or shapes that differ; a last axis that is not contiguous; heads wider than 256
+            numbers; query heads that are no multiple of the key heads; segments of tokens, examples or prefixes that
+            the tensors do not have, or that leave tokens out; `LIMIT` tokens or more.
     """
     tensors = {"query": query, "key": key, "value": value, "prefix_key": prefix_key, "prefix_value": prefix_value}
     check_tensors("prefix_attention", tensors)
@@ -208,11 +208,20 @@ def prefix_attention(
             f"multiple of the key heads, and up to {MOST_D_HEAD} numbers."
         )
     for segment in rows.segments:
-        if segment.start > prefix_key.shape[1] or segment.example >= len(prefix_key) or segment.tokens.stop > tokens:
+        outside = not 0 <= segment.example < len(prefix_key) or segment.tokens.stop > tokens
+        latest = segment.start + (0 if segment.place is None else segment.length - 1)  # of any row's beginning
+        if outside or segment.start < 0 or latest > prefix_key.shape[1]:
             raise ShapeError(
-                f"prefix_attention: a segment of tokens up to {segment.tokens.stop} behind {segment.start} positions "
+                f"prefix_attention: a segment of tokens up to {segment.tokens.stop} behind {latest} positions "
                 f"of example {segment.example}; there are {tokens} tokens, and prefixes {list(prefix_key.shape[:2])}."
             )
+    wanted = {"key": (tokens, kv_heads, d_head), "value": (tokens, kv_heads, d_head)}
+    wanted |= dict.fromkeys(("prefix_key", "prefix_value"), (*prefix_key.shape[:2], kv_heads, d_head))
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ShapeError(f"prefix_attention: {name} has shape {list(tensors[name].shape)}, not {list(shape)}.")
+    if sum(segment.tokens.stop - segment.tokens.start for segment in rows.segments) != tokens:
+        raise ShapeError(f"prefix_attention: segments do not hold each of the {tokens} tokens once.")
     if edges is not None:
         ready = edges.row.dtype == torch.int32 and edges.table.dtype == torch.float32
         ready &= edges.row.shape == query.shape[:2] and edges.row.device == edges.table.device == query.device

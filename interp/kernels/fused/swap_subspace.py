@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from interp.errors import ShapeError
-from interp.kernels.fused.launch import check_count, check_indices, check_tensors, padded, uploaded
+from interp.kernels.fused.launch import check_count, check_indices, check_lengths, check_tensors, padded, uploaded
 from interp.kernels.path import MOST_RANK
 
 FEW_EDITS, MANY_EDITS = 16, 64
@@ -203,6 +204,7 @@ class _Tiled:
         check_count("swap_subspace", "places", tokens * groups)
         check_count("swap_subspace", "edits", len(token))
         check_count("swap_subspace", "rows of the source", len(source))
+        check_lengths("swap_subspace", token=token, group=group, row=row, rotation=rotation)
         at_token, at_group = token.cpu().numpy(), group.cpu().numpy()
         rows = np.arange(len(at_token)) if row is None else row.cpu().numpy()
         own = np.zeros(len(at_token), dtype=np.int64) if rotation is None else rotation.cpu().numpy()
@@ -263,6 +265,7 @@ class _SwapSubspace(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), tiled = grads, ctx.tiled
         x, source, basis = ctx.saved_tensors
@@ -307,11 +310,16 @@ def swap_subspace(
 
     Raises:
         InterpError: an element type that is not float32, float16 or bfloat16; tensors on several devices.
-        ShapeError: a last axis that is not contiguous; indices outside their tensors; two edits at one place; a rank
-            above 128; more than 2³¹ − 1 places, edits or rows.
+        ShapeError: a last axis that is not contiguous; states, sources and bases of unlike widths; not one index for
+            every edit; indices outside their tensors; two edits at one place; a rank above 128; `LIMIT` places, edits
+            or rows, or more.
     """
     bases = basis[None] if basis.ndim == 2 else basis
     check_tensors("swap_subspace", {"x": x, "source": source}, {"basis": bases})
+    if not x.shape[2] == source.shape[1] == bases.shape[1]:
+        raise ShapeError(
+            f"swap_subspace: states of {x.shape[2]} numbers, sources of {source.shape[1]}, bases of {bases.shape[1]}."
+        )
     if bases.shape[-1] > MOST_RANK:
         raise ShapeError(f"swap_subspace: a rank of {bases.shape[-1]}; the kernel takes up to {MOST_RANK}.")
     edits = _tile_for(bases, len(token))["EDITS"]

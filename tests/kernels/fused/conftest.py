@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jaxtyping
 import pytest
 import torch
 
@@ -34,3 +35,11 @@ def bfloat16():
         patch.setattr(builder, "create_dot", create_dot)
         patch.setattr(builder, "cast_impl", cast_impl)
         yield
+
+
+@pytest.fixture
+def unchecked():
+    """As for a user: without the tests' checker of annotations, which would refuse what the launchers have to."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -107,6 +107,15 @@ def test_gradients_are_the_reference_s(size, monkeypatch):
     assert launches == {"edit_places_backward": 1}
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    x = torch.ones(1, 1, 2, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.long)
+    out = fused(x, zero, zero, torch.full((1,), 3.0), torch.zeros(1, 2)).square().sum()
+    (first,) = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_strides_that_are_not_those_of_a_fresh_tensor():
     x, *rest = _case(5, 3, 7, 15)
     strided = torch.randn(9, 5, 11).transpose(0, 1)[:, ::4, 2:9]
@@ -155,12 +164,14 @@ REFUSED = [
     (lambda x: fused(x, ONE, ONE - 1, ONE.float(), x[0]), ShapeError, "groups -1 to -1 of 3"),
     (lambda x: fused(x, ONE, ONE, ONE.float(), x[0], ONE + 3), ShapeError, "rows of the operand 3"),
     (lambda x: fused(x, TWO, TWO, TWO.float(), x[0]), ShapeError, "two edits at one place"),
+    (lambda x: fused(x, ONE, ONE, ONE.float(), x[0, :, :2].contiguous()), ShapeError, "operands of 2 numbers, for rows of 4"),
+    (lambda x: fused(x, ONE, ONE, TWO.float(), x[0]), ShapeError, "1 of token, 1 of group, 2 of keep"),
     (lambda x: fused(HUGE, ONE, ONE, ONE.float(), x[0, :, :1]), ShapeError, "2147483648 places"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))
-def test_refused_before_the_launch(case, monkeypatch):
+def test_refused_before_the_launch(case, monkeypatch, unchecked):
     launches = counted(monkeypatch, module, "edit_places")
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):

@@ -185,9 +185,12 @@ REFUSED = [
     (lambda t: _replaced(t, 0, t[0].mT.contiguous().mT), ShapeError, "query has.*must be contiguous"),
     (lambda t: [x.repeat(*[1] * (x.ndim - 1), 60) for x in t], ShapeError, "of 300 numbers.*up to 256"),
     (lambda t: _replaced(t, 0, t[0][:, :5]), ShapeError, "5 query heads, 2 key heads"),
-    (lambda t: _replaced(t, 3, t[3][:, :7]), ShapeError, "behind 8 positions of example 1.*prefixes \\[2, 7\\]"),
+    (lambda t: _replaced(t, 3, t[3][:, :7]), ShapeError, "behind 8 positions of example 0.*prefixes \\[2, 7\\]"),
     (lambda t: _replaced(t, 3, t[3][:1]), ShapeError, "of example 1"),
     (lambda t: [x[:-1] for x in t[:3]] + t[3:], ShapeError, "there are 22 tokens"),
+    (lambda t: _replaced(t, 1, t[1][:-1]), ShapeError, "key has shape .22, 2, 5., not .23, 2, 5."),
+    (lambda t: _replaced(t, 4, t[4][:1]), ShapeError, "prefix_value has shape"),
+    (lambda t: [torch.cat([x, x[:1]]) for x in t[:3]] + t[3:], ShapeError, "do not hold each of the 24 tokens"),
 ]  # fmt: skip
 
 
@@ -204,7 +207,7 @@ def test_a_bias_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))
-def test_refused_before_the_launch(case, monkeypatch):
+def test_refused_before_the_launch(case, monkeypatch, unchecked):
     launches = counted(monkeypatch, module, "attend_tile")
     tensors, rows, _ = _case(LAYOUTS["several"], 6, 2, 5)
     change, error, message = REFUSED[case]

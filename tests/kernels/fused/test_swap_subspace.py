@@ -137,12 +137,15 @@ REFUSED = [
     (lambda x, b: fused(x, ONE, ONE, x[0], b, ONE + 3), ShapeError, "rows of the source 3"),
     (lambda x, b: fused(x, ONE, ONE, x[0], b, ONE, ONE + 1), ShapeError, "rotations 1 to 1 of 1"),
     (lambda x, b: fused(x, TWO, TWO, x[0], b), ShapeError, "two edits at one place"),
+    (lambda x, b: fused(x, ONE, ONE, x[0, :, :3].contiguous(), b), ShapeError, "states of 4 numbers, sources of 3"),
+    (lambda x, b: fused(x, ONE, ONE, x[0], b[:2]), ShapeError, "bases of 2"),
+    (lambda x, b: fused(x, ONE, ONE, x[0], b, TWO), ShapeError, "1 of token, 1 of group, 2 of row"),
     (lambda x, b: fused(x, ONE, ONE, x[0], torch.zeros(4, 129)), ShapeError, "rank of 129; the kernel takes up to 128"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))
-def test_refused_before_the_launch(case, monkeypatch):
+def test_refused_before_the_launch(case, monkeypatch, unchecked):
     launches = counted(monkeypatch, module, "swap_tile")
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
