@@ -1,8 +1,10 @@
 """What should a latent be called, and is the name right? Labels from a vocabulary, tested on what did not suggest them.
 
 A *label* says of every row whether it holds: "a day of the week", "the cell shows red". Half of the inputs (texts,
-pictures; never rows of one input) suggest: of every latent, the label and threshold with the largest F1 of "the code
-exceeds the threshold". On the other half, latent, threshold and label being fixed, are counted
+pictures; never rows of one input) suggest: for every label the threshold with the largest F1 of "the code exceeds the
+threshold", and of all labels the one whose F1 gains most on that of a latent that is always on, as a share of what
+there is to gain. (A label that holds nearly everywhere has a large F1 with anything.) On the other half, latent,
+threshold and label being fixed, are counted
 
     precision: of the rows where the latent is on, the share for which the label holds (does the label say enough?)
     recall:    of the rows for which the label holds, the share where the latent is on (does it say too much?)
@@ -10,8 +12,8 @@ exceeds the threshold". On the other half, latent, threshold and label being fix
 and their harmonic mean F1, with a bootstrap interval over inputs. That is the *observational* test. A latent that
 agrees with a label need not do what the label says; `token_effects` asks what it does.
 
-The control: the same search with labels that have changed places among inputs. `chance` is the largest held-out F1 that
-any latent then reaches, over all shuffles: names at or below it are not kept.
+The control: the same search with labels that have changed places among inputs. The `chance` of a label is the largest
+held-out F1 that any latent then reaches for it, over all shuffles: names at or below it are not kept.
 
 Source: the observational mode of Huang et al. 2023, "Rigorously Assessing Natural Language Explanations of Neurons"
 (arXiv:2309.10312). We differ: labels are predicates of a vocabulary, not sentences judged by a language model.
@@ -128,7 +130,8 @@ class Labels(Result):
 
     `.data` holds by `latent`: `label` (empty where F1 is not above chance), `candidate` (the best of the vocabulary,
     kept or not), `threshold` of the code, and on held-out inputs `precision`, `recall`, `f1` with its 95 % interval
-    `f1_low`, `f1_high`. `chance` [shuffle]: the largest held-out F1 of all latents, with shuffled labels.
+    `f1_low`, `f1_high`, and its label's `f1_chance`. By `shuffle` × `name` (of labels) `chance`: the largest held-out
+    F1 of any latent, with shuffled labels.
     """
 
     @property
@@ -141,11 +144,12 @@ class Labels(Result):
         """How many names held, against chance, and the best."""
         data, p = self.data, self.provenance
         kept = data["label"].values != ""
-        chance = float(data["chance"].max())
+        chance = data["chance"].max("shuffle")
+        by_label = f"{float(chance.min()):.2f} to {float(chance.max()):.2f}, by label; {data.sizes['shuffle']} shuffles"
         lines = [
             f"Labels: {self.title}",
-            f"  {int(kept.sum())} of {data.sizes['latent']} have a held-out F1 above {chance:.2f}, "
-            f"the largest with labels of other inputs ({data.sizes['shuffle']} shuffles)",
+            f"  {int(kept.sum())} of {data.sizes['latent']} have a held-out F1 above the largest with labels of other "
+            f"inputs ({by_label})",
             f"  suggested on {p['n_suggesting']} inputs, tested on {p['n_testing']}",
         ]
         for i in np.argsort(-np.where(kept, data["f1"].values, -1), kind="stable")[: min(8, int(kept.sum()))]:
@@ -218,25 +222,27 @@ def label_latents(
     found = [
         _tested(coded, latent, wanted, half, group) for latent in progress(chosen, f"labels of {len(chosen)} latents")
     ]
-    chance = [
-        max((_tested(coded, latent, other, half, group).f1 for latent in chosen), default=0.0)
-        for other in (_exchanged(wanted, group, half, random) for _ in progress(range(shuffles), "shuffled labels"))
-    ]
-    best = max(chance, default=0.0)
-    f1 = np.array([one.f1 for one in found])
+    chance = np.zeros((shuffles, len(names)))
+    for shuffle in progress(range(shuffles), "shuffled labels"):
+        other = _exchanged(wanted, group, half, random)
+        for latent in chosen:
+            chance[shuffle] = np.maximum(chance[shuffle], _cut(coded, latent, other, half)[2])
+    best = chance.max(0, initial=0.0)
+    f1, of_label = np.array([one.f1 for one in found]), np.array([one.label for one in found], int)
+    by_chance = np.where(of_label >= 0, best[of_label], np.nan)
     ends = np.array([one.interval() for one in found]).reshape(-1, 2)
     candidate = np.array([names[one.label] if one.label >= 0 else "" for one in found], dtype=object)
     data = xr.Dataset(
         {
-            "label": ("latent", np.where(f1 > best, candidate, "")),
+            "label": ("latent", np.where(f1 > by_chance, candidate, "")),
             "candidate": ("latent", candidate),
             "threshold": ("latent", np.array([one.threshold for one in found])),
             "precision": ("latent", np.array([one.precision for one in found])),
             "recall": ("latent", np.array([one.recall for one in found])),
             "f1": ("latent", f1), "f1_low": ("latent", ends[:, 0]), "f1_high": ("latent", ends[:, 1]),
-            "chance": ("shuffle", np.array(chance)),
+            "f1_chance": ("latent", by_chance), "chance": (("shuffle", "name"), chance),
         },
-        {"latent": chosen},
+        {"latent": chosen, "name": names},
     )  # fmt: skip
     about = provenance(
         experiment="labels of latents", seed=seed, n_labels=len(names), labels=names, n_rows=coded.n_rows,
@@ -267,21 +273,40 @@ class _Test:
         return float(low), float(high)
 
 
+def _cut(
+    coded: CodedRows, latent: int, wanted: Bool[np.ndarray, "row label"], half: Bool[np.ndarray, "row"]
+) -> tuple[Float[np.ndarray, "label"], Float[np.ndarray, "label"], Float[np.ndarray, "label"]]:
+    """Of every label the largest F1 on the suggesting half, the threshold for it, and its F1 on the other half."""
+    row, value = coded.of(latent)
+    mine, label = half[row], np.arange(wanted.shape[1])
+    nothing = np.zeros(len(label))
+    if not mine.any():
+        return nothing, nothing, nothing
+    strengths, hits = value[mine], wanted[row[mine]].cumsum(0)  # the strongest first: a threshold keeps a beginning
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1)[:, None] + wanted[half].sum(0))
+    cut = f1.argmax(0)
+    following = np.append(strengths[1:], 0)
+    threshold = (strengths[cut] + following[cut]) / 2
+    others = value[~mine]
+    on = np.searchsorted(-others, -threshold)  # of the other half's rows so many exceed it
+    held_out = np.concatenate([np.zeros((1, len(label)), int), wanted[row[~mine]].cumsum(0)])[on, label]
+    return f1[cut, label], threshold, 2 * held_out / np.maximum(on + wanted[~half].sum(0), 1)
+
+
 def _tested(
     coded: CodedRows, latent: int, wanted: Bool[np.ndarray, "row label"], half: Bool[np.ndarray, "row"],
     group: Int[np.ndarray, "row"],
 ) -> _Test:  # fmt: skip
-    """The best label on the suggesting half, by the best threshold, counted on the other."""
-    row, value = coded.of(latent)
-    mine = half[row]
-    hits = wanted[row[mine]].cumsum(0)  # the strongest first: a threshold keeps a beginning of the list
-    if not len(hits):
+    """The label that gains most on the suggesting half, counted on the other."""
+    f1, thresholds, _ = _cut(coded, latent, wanted, half)
+    if not f1.any():
         return _Test(-1, 0.0, np.nan, np.nan, np.zeros((0, 2)))
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1)[:, None] + wanted[half].sum(0))
-    cut, label = np.unravel_index(int(f1.argmax()), f1.shape)
-    strengths = value[mine]
-    threshold = float(strengths[cut] + strengths[cut + 1]) / 2 if cut + 1 < len(strengths) else 0.0
+    share = wanted[half].mean(0)
+    always = 2 * share / (1 + share)
+    label = int(((f1 - always) / np.maximum(1 - always, 1e-9)).argmax())
+    threshold = float(thresholds[label])
     held_out = np.flatnonzero(~half)
+    row, value = coded.of(latent)
     on = np.zeros(coded.n_rows, bool)
     on[row[value > threshold]] = True
     on, true = on[held_out], wanted[held_out, label]
@@ -290,7 +315,7 @@ def _tested(
     np.add.at(counts, group[held_out], np.stack([2 * both, on.astype(int) + true], 1))
     precision = both.sum() / on.sum() if on.any() else np.nan
     recall = both.sum() / true.sum() if true.any() else np.nan
-    return _Test(int(label), threshold, float(precision), float(recall), counts[np.unique(group[held_out])])
+    return _Test(label, threshold, float(precision), float(recall), counts[np.unique(group[held_out])])
 
 
 def _exchanged(

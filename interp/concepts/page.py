@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 MEANING = {
     "share": "share of rows in which it is on", "mean": "mean code where it is on", "strongest": "largest code",
-    "f1": "F1 of the label, held out", "precision": "precision of the label", "recall": "recall of the label",
+    "f1": "F1 of the label, held out", "f1_chance": "F1 of the label by chance",
+    "precision": "precision of the label", "recall": "recall of the label",
     "kl": "KL of adding it, nats", "kl_random": "KL of a random direction of its length, nats",
 }  # fmt: skip
 """Numbers by latent that the browser knows, in the order in which it shows them."""

@@ -169,7 +169,8 @@ def test_a_planted_label_is_found_and_chance_is_not():
     assert first["label"].item() == "a" and 1.0 <= float(first["threshold"]) <= 1.6
     assert float(first["f1"]) == float(first["precision"]) == float(first["recall"]) == 1.0
     assert found.data["label"].values[1] == "" and float(found.data["f1"][1]) < 0.6
-    assert 0 < float(found.data["chance"].max()) < 0.65
+    assert found.data["chance"].shape == (5, 2) and 0 < float(found.data["chance"].max()) < 0.65
+    assert float(first["f1_chance"]) == float(found.data["chance"].sel(name="a").max())
     assert "latent 0: 'a' F1 1.00" in repr(found)
     assert len(found.plot().data[0].x) == 2
     # by hand: the threshold that the first half chose, counted on the second
@@ -180,6 +181,15 @@ def test_a_planted_label_is_found_and_chance_is_not():
     both = (on & true & held_out).sum()
     assert float(second["precision"]) == pytest.approx(both / (on & held_out).sum())
     assert float(second["recall"]) == pytest.approx(both / (true & held_out).sum())
+
+
+def test_a_label_that_holds_nearly_everywhere_is_no_name():
+    """Latent 0 is "a" exactly; "much" holds in nine rows of ten, and with any latent that is mostly on has a large F1."""
+    rows, labels, group = planted()
+    much = np.random.default_rng(4).random(rows.n_rows) < 0.9
+    found = label_latents(rows, {"much": much, **labels}, group)
+    assert found.data["label"].values[0] == "a"
+    assert float(found.data["chance"].sel(name="much").min()) > 0.4
 
 
 def test_shuffled_labels_get_no_name():
