@@ -43,6 +43,7 @@ _HOMES = {
     "score_dictionary": "interp.concepts.scores",
     "dissect": "interp.concepts",
     "unit_effects": "interp.concepts",
+    "concept_graph": "interp.concepts",
     "align": "interp.alignment",
     "align_pictures": "interp.alignment",
     "edit_concept": "interp.steering",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from interp import tasks as tasks
     from interp.alignment import align as align
     from interp.alignment import align_pictures as align_pictures
+    from interp.concepts import concept_graph as concept_graph
     from interp.concepts import dissect as dissect
     from interp.concepts import unit_effects as unit_effects
     from interp.concepts.scores import score_dictionary as score_dictionary

@@ -1,9 +1,18 @@
-"""Concepts: which units agree with one and cause it, and what the latents of a dictionary stand for."""
+"""Concepts: which units agree with one and cause it, what latents stand for, and which concepts compose which."""
 
 from interp.concepts.atlas import Atlas, atlas
+from interp.concepts.clamped import Clamping
 from interp.concepts.coded_rows import CodedRows, coded_rows
+from interp.concepts.concept_graph import concept_graph
 from interp.concepts.dissection import DissectionResult, dissect
+from interp.concepts.graph_result import Comparison, ConceptGraph
+from interp.concepts.graph_truth import GraphScore, frequency_tree, score_graph
+from interp.concepts.hierarchies import ConceptHierarchy, latent_hierarchy, selection_hierarchy
+from interp.concepts.identifiability import IdentifiabilityResult, identifiability
+from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
+from interp.concepts.levels import ConceptLevel, matryoshka_levels
+from interp.concepts.minimality import Learning, learn_levels
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
 from interp.concepts.units import Channels, Directions, Units
@@ -12,18 +21,36 @@ __all__ = [
     "WORDS",
     "Atlas",
     "Channels",
+    "Clamping",
     "CodedRows",
+    "Comparison",
+    "ConceptGraph",
+    "ConceptHierarchy",
+    "ConceptLevel",
     "Directions",
     "DissectionResult",
+    "GraphScore",
+    "IdentifiabilityResult",
+    "LabelEffects",
     "Labels",
+    "Learning",
     "TokenEffects",
     "UnitEffectResult",
     "Units",
     "atlas",
     "cell_labels",
     "coded_rows",
+    "concept_graph",
     "dissect",
+    "frequency_tree",
+    "identifiability",
+    "label_effects",
     "label_latents",
+    "latent_hierarchy",
+    "learn_levels",
+    "matryoshka_levels",
+    "score_graph",
+    "selection_hierarchy",
     "token_effects",
     "token_labels",
     "unit_effects",

@@ -10,7 +10,7 @@ threshold and label being fixed, are counted
     recall:    of the rows for which the label holds, the share where the latent is on (does it say too much?)
 
 and their harmonic mean F1, with a bootstrap interval over inputs. That is the *observational* test. A latent that
-agrees with a label need not do what the label says; `token_effects` asks what it does.
+agrees with a label need not do what the label says: `label_effects` (pictures) and `token_effects` ask what it does.
 
 The control: the same search with labels that have changed places among inputs. The `chance` of a label is the largest
 held-out F1 that any latent then reaches for it, over all shuffles: names at or below it are not kept.
