@@ -40,6 +40,7 @@ _HOMES = {
     "trace_image": "interp.tracing",
     "attention_maps": "interp.tracing",
     "knockout": "interp.tracing",
+    "score_dictionary": "interp.concepts.scores",
     "dissect": "interp.concepts",
     "unit_effects": "interp.concepts",
     "concept_graph": "interp.concepts",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from interp.concepts import concept_graph as concept_graph
     from interp.concepts import dissect as dissect
     from interp.concepts import unit_effects as unit_effects
+    from interp.concepts.scores import score_dictionary as score_dictionary
     from interp.errors import InterpError as InterpError
     from interp.interventions.captured import DenoisingRun as DenoisingRun
     from interp.interventions.captured import Run as Run

@@ -21,7 +21,7 @@ Whether a map of m cells can show anything is m · `smallest_p(n)` against the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import PairError, ShapeError
@@ -192,6 +192,44 @@ def ratio_interval(
         low[totals == 0] = high[totals == 0] = numpy.nan
     shape = numpy.shape(numerator)[:-1]
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def statistic_interval(
+    sums: Any,
+    statistic: Callable[[numpy.ndarray], numpy.ndarray],
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """An interval for anything that follows from sums over examples: a correlation, a mean of several ratios.
+
+    Draws examples with replacement, forms their sums, and asks for the statistic of each; percentiles are expanded as
+    `bootstrap_interval`.
+
+    Args:
+        sums: `[example, ...]`, what each example adds to the sums.
+        statistic: from sums `[draw, ...]` to values `[draw, *out]`; never NaN.
+
+    Returns:
+        `(value, low, high)`, each `[*out]`; an interval needs two examples (else NaN).
+
+    Raises:
+        ShapeError: no example, values that are not finite, a `level` or `resamples` out of range.
+    """
+    import numpy
+
+    array = numpy.asarray(sums, dtype=float)
+    if not array.ndim or not len(array) or not numpy.isfinite(array).all():
+        raise ShapeError(f"Sums are finite numbers [example, ...], of at least one example; got {list(array.shape)}.")
+    if not 0 < level < 1 or resamples < 1:
+        raise ShapeError(f"level={level} is a coverage between 0 and 1, resamples={resamples} at least 1.")
+    value, n = numpy.asarray(statistic(array.sum(0)[None])[0]), len(array)
+    if n < 2:
+        return value, numpy.full(value.shape, numpy.nan), numpy.full(value.shape, numpy.nan)
+    counts, tail = _draws(n, level, seed, resamples)
+    drawn = (counts @ array.reshape(n, -1)).reshape(resamples, *array.shape[1:])
+    low, high = numpy.quantile(statistic(drawn), [tail, 1 - tail], axis=0)
+    return value, numpy.asarray(low), numpy.asarray(high)
 
 
 def auc_interval(

@@ -19,6 +19,7 @@ from interp.statistics import (
     recovered,
     sign_flip_p,
     smallest_p,
+    statistic_interval,
 )
 
 
@@ -332,3 +333,17 @@ def test_what_has_no_area() -> None:
     assert numpy.isnan([area[0], low[0], high[0]]).all()
     area, low, high = auc_interval([1.0, 2.0, numpy.inf], [False, False, True])
     assert area == 1 and numpy.isnan([low, high]).all()  # one positive example has no spread
+
+
+def test_a_statistic_of_sums_has_the_interval_of_its_own_function():
+    top, bottom = numpy.random.default_rng(0).random((2, 3, 20))
+    found = statistic_interval(numpy.stack([top.T, bottom.T], -1), lambda s: s[..., 0] / s[..., 1], resamples=500)
+    for ours, theirs in zip(found, ratio_interval(top, bottom, resamples=500), strict=True):
+        numpy.testing.assert_allclose(ours, theirs, atol=1e-12)
+    assert numpy.isnan(statistic_interval(numpy.ones((1, 2)), lambda s: s)[1]).all()
+
+
+@pytest.mark.parametrize(("sums", "more"), [(numpy.ones((0, 2)), {}), ([numpy.nan, 1], {}), ([1.0, 2], {"level": 1.0})])
+def test_a_statistic_of_nothing_is_refused(sums, more):
+    with pytest.raises(ShapeError):
+        statistic_interval(sums, lambda s: s, **more)

@@ -95,18 +95,18 @@ def finetune(
     heads = 1 if site.head is not None else model.heads_of(site) or 1
     if (width := heads * (model.width_of(site) or 0)) != dictionary.read.width:
         raise ShapeError(f"{site} of {model.name} is {width} wide, the dictionary {dictionary.read.width}.")
-    pieces = _pieces(model, texts, context)
+    cut = pieces(model, texts, context)
     parameters = list(dictionary.parameters())
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
     kl, share = np.full(steps, np.nan), np.full(steps, np.nan)
-    for step in progress(list(range(steps)), f"finetuning, {len(pieces)} pieces"):
+    for step in progress(list(range(steps)), f"finetuning, {len(cut)} pieces"):
         if len(order) < batch:
             order = torch.cat(
-                [order, *(torch.randperm(len(pieces), generator=generator) for _ in range(1 + batch // len(pieces)))]
+                [order, *(torch.randperm(len(cut), generator=generator) for _ in range(1 + batch // len(cut)))]
             )
         chosen, order = order[:batch], order[batch:]
-        prompts = from_token_lists(model.tokenizer, [pieces[int(i)] for i in chosen], device=model.device)
+        prompts = from_token_lists(model.tokenizer, [cut[int(i)] for i in chosen], device=model.device)
         divergence, unexplained = divergence_of(dictionary, model, prompts, site, first)
         loss = divergence + reconstruction * unexplained
         if not loss.isfinite():
@@ -118,7 +118,7 @@ def finetune(
         with torch.no_grad():
             dictionary.atoms.div_(dictionary.atoms.norm(dim=1, keepdim=True).clamp_(min=1e-12))
         kl[step], share[step] = float(divergence.detach()), float(unexplained.detach())
-    return _result(dictionary, model, site, kl, share, len(pieces), seed, {
+    return _result(dictionary, model, site, kl, share, len(cut), seed, {
         "steps": steps, "batch": batch, "context": context, "first": first, "reconstruction": reconstruction,
         "learning_rate": learning_rate,
     })  # fmt: skip
@@ -145,7 +145,12 @@ def divergence_of(
     return (base.exp() * (base - edited)).sum(-1).mean(), unexplained
 
 
-def _pieces(model: LanguageModel, texts: Sequence[str], context: int) -> list[list[int]]:
+def pieces(model: LanguageModel, texts: Sequence[str], context: int) -> list[list[int]]:
+    """Token ids of texts, in pieces of `context` tokens; what is left of a text is dropped.
+
+    Raises:
+        PairError: no text of that many tokens.
+    """
     found = []
     for text in texts:
         ids = list(model.tokenizer(text).input_ids) if text else []
