@@ -82,8 +82,8 @@ def x0_only(model: Denoiser, sampling: Sampling, edits: Sequence[Edit]) -> list[
         now, then = rows.schedule.sigmas[step], after[step]
         if now == then:
             raise InterpError(
-                f"Step {step} leaves the noise at σ/α = {now:g}: its prediction decides nothing, and x̂₀ alone cannot be "
-                f"steered there. Leave the step out, or take another timestep spacing than this {name}'s."
+                f"Step {step} leaves the noise at σ/α = {now:g}: its prediction decides nothing, and x̂₀ alone cannot "
+                f"be steered there. Leave the step out, or take another timestep spacing than this {name}'s."
             )
         # From pure noise (r = ∞) and to none (r' = 0) the noise's estimate does not matter: c = 1.
         c = 1.0 if now == float("inf") or then == 0 else now / (now - then)

@@ -155,7 +155,7 @@ def text_dose_response(
 def is_garbage(text: str, tokens: Sequence[int]) -> bool:
     """Whether a continuation is no text.
 
-    - Fewer than half of its three-token sequences are different ones ("lalalala", "!!!!", a sentence again and again), or
+    - Fewer than half of its three-token sequences are different ones ("lalalala", "!!!!", a sentence repeated), or
     - of its last 24 words fewer than half are different ones (salad of a few words, in any order), or
     - fewer than half of its characters, blanks aside, are letters.
 
