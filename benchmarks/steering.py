@@ -187,6 +187,7 @@ def pictures(
     doses: str = "0.25,0.5,0.75,1,1.25",
     methods: str = "",
     das: Path | None = None,
+    distance: bool = True,
     out: Path = Path("out/steering"),
 ) -> None:
     """Steer to each value; `--methods` names some of them by their first words."""
@@ -197,7 +198,7 @@ def pictures(
     judged = {full_caption(scene) for goal in goals for scene in (*goal.scenes, *goal.wanted)}
     states, start = Pool(model, pool, judged), time.perf_counter()
     base, changed = states.pairs(chosen)
-    manifolds = [manifold(base[site]) for site in states.sites]
+    manifolds = [manifold(base[site]) for site in states.sites] if distance else []
     print(f"states of {pool} prompts and {len(chosen)} targets: {time.perf_counter() - start:.0f} s", flush=True)
     for target, goal, own in zip(chosen, goals, changed, strict=True):
         factor = goal.factor
