@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -306,8 +306,11 @@ def concept_of_latent(
     )  # fmt: skip
 
 
-def project_out(concepts: Sequence[Concept], *, to: Literal["low", "zero"] = "low", **where: Any) -> list[Edit]:
+def project_out(concepts: Sequence[Concept], *, to: str = "low", **where: Any) -> list[Edit]:
     """The space that several concepts of one site span is set to where negative examples lie, or to zero.
+
+    Args:
+        to: `"low"` or `"zero"`.
 
     Raises:
         InterpError: no concept; concepts of several sites or steps; directions that depend linearly on one another;
@@ -315,7 +318,7 @@ def project_out(concepts: Sequence[Concept], *, to: Literal["low", "zero"] = "lo
             unit, a random concept); another `to`.
     """
     if to not in ("low", "zero"):
-        raise InterpError(f"There is no level {to!r}." + nearest(str(to), ("low", "zero")))
+        raise InterpError(f"There is no level {to!r}." + nearest(to, ("low", "zero")))
     if not concepts:
         raise InterpError("No concept: there is nothing to project out.")
     first = concepts[0]

@@ -56,10 +56,10 @@ class TextGoal:
     """
 
     name: str
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     judge: Judge
-    unrelated: tuple[str, ...]
-    reworded: tuple[str, ...] = ()
+    unrelated: Sequence[str]
+    reworded: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for texts in (self.prompts, self.unrelated, self.reworded):

@@ -102,7 +102,7 @@ def test_every_step_of_x0_alone_puts_edited_pictures_and_unedited_noise_together
         else:  # x = x₀ + σ ε, shown to the network with a variance of 1, which says ε
             picture = x[step] * (now**2 + 1) ** 0.5 - now * steered
             expected = (picture + then * plain[step]) / (then**2 + 1) ** 0.5
-        torch.testing.assert_close(x[step + 1], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x[step + 1], expected, rtol=1e-5, atol=1e-5)  # Euler's sampler works in float32
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "flux"])

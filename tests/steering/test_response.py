@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +19,9 @@ from interp.models.site import Site
 from interp.results import Result, provenance
 from interp.shapes.reading import Reading, Seen
 from interp.shapes.scene import Object, Scene
-from interp.steering import DoseResponse, PictureGoal, TextGoal, dose_response, scenes_for
-from interp.steering.picture_response import _of_rows, answer, value_of
-from interp.steering.response import Planned, response_dataset
+from interp.steering import DoseResponse, Manifold, PictureGoal, TextGoal, dose_response, scenes_for
+from interp.steering.picture_response import _distance, _of_rows, answer, value_of
+from interp.steering.response import Planned, planned, response_dataset
 from interp.steering.text_response import is_garbage
 
 SITE = Site("resid_post", 1)
@@ -198,13 +200,8 @@ def test_refusals_of_texts(speaking):
         (GOAL, {"push": push}, [float("nan")], "finite"),
         (replace(GOAL, judge=lambda text: 2.0), {"push": push}, [1.0], "from 0 to 1"),
         (replace(GOAL, judge=lambda text: None), {"push": push}, [1.0], "says None"),
-        (GOAL, {"push": push}, 0.2, "list of numbers"),
-        (GOAL, {"push": push}, [None], "list of numbers"),
-        (GOAL, {"push": push}, ["a"], "list of numbers"),
-        (GOAL, {"push": push}, "0.2", "list of at least one"),
         (GOAL, {"prompt edit": push}, [1.0], "call this method another"),
         (GOAL, {"push": lambda dose: dose}, [1.0], "'push' makes no edits.*a float"),
-        (GOAL, {"push": "mean"}, [1.0], "'push' makes no edits.*a str"),
         *(
             (GOAL, {"push": Add(SITE, 1.0, **where)}, [1.0], "at some positions, rows or steps")
             for where in (
@@ -228,6 +225,29 @@ def test_refusals_of_texts(speaking):
         replace(GOAL, prompts=())
     with pytest.raises(PairError, match="1 reworded prompts for 2"):
         replace(GOAL, reworded=("a",))
+
+
+@pytest.mark.parametrize(
+    ("methods", "doses", "message"),
+    [
+        ({"push": push}, 0.2, "list of numbers"),
+        ({"push": push}, [None], "list of numbers"),
+        ({"push": push}, ["a"], "list of numbers"),
+        ({"push": push}, "0.2", "list of at least one"),
+        ({"push": "mean"}, [1.0], "'push' makes no edits.*a str"),
+        ({"push": lambda dose: None}, [1.0], "'push' makes no edits.*a NoneType"),
+    ],
+)
+def test_what_is_no_dose_or_no_method_is_refused(methods, doses, message):
+    with pytest.raises(InterpError, match=message):
+        inspect.unwrap(planned)(methods, doses)  # as users call it, without the type checks of these tests
+
+
+def test_a_manifold_of_another_schedule_is_refused():
+    one = Manifold(SITE, torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3), torch.ones(2), (500.0, 0.0))
+    found = SimpleNamespace(sampling=[0], timesteps=(750.0, 0.0))
+    with pytest.raises(InterpError, match="measure states with the same steps"):
+        inspect.unwrap(_distance)(found, [one])
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
