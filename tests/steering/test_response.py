@@ -54,7 +54,7 @@ def test_the_best_dose_lies_within_the_limits_or_is_none():
     assert [best[f"m{i}"].dose for i in range(4)] == [0.5, 0.5, 1.0, None]
     assert best["m0"].success == pytest.approx(0.6) and "no dose within the limits" in str(best["m3"])
     assert found.best(limit=0.3)["m0"].dose == 1.0 and found.best(garbage=0.5)["m1"].dose == 1.0
-    assert "no dose" in found.summary() and "success 0.60 at dose 0.5" in found.summary()
+    assert "no dose" in found.summary() and "success 0.60 [0.60, 0.60] (dose 0.5, damage 0.2)" in found.summary()
     with pytest.raises(InterpError, match="below 0"):
         found.best(limit=-1.0)
 
