@@ -218,8 +218,9 @@ def _of_rows(edits: Sequence[Edit], rows: Sequence[int], n: int) -> list[Edit]:
         if isinstance(at, torch.Tensor) and at.ndim == 2 and len(at) == n:
             edit = replace(edit, positions=at[list(rows)])
         for name in ("value", "source"):
-            if (value := getattr(edit, name, None)) is not None:
-                edit = replace(edit, **{name: _value_of_rows(edit, value, rows, n)})
+            value = getattr(edit, name, None)
+            if (taken := _value_of_rows(edit, value, rows, n)) is not value:
+                edit = replace(edit, **{name: taken})
         own.append(edit)
     return own
 
