@@ -71,7 +71,7 @@ def test_the_control_of_a_map_reads_the_same_and_writes_as_much():
 
 def test_pairs_of_equal_prompts_are_equal_where_there_is_no_second_branch():
     model = described("flux")
-    sampling = model.sampling("a red circle", steps=2, height=16, width=24, guidance=3.0)
+    sampling = model.sampling("a red circle", steps=2, height=16, width=24)
     site = model.sites("block_out")[0]
     base, (same,) = paired_states(model, sampling, [list(sampling.prompts)], [site])
     torch.testing.assert_close(same[site].states, base[site].states, rtol=0, atol=1e-9)
