@@ -230,8 +230,9 @@ def _value_of_rows(edit: Edit, value: Any, rows: Sequence[int], n: int) -> Any:
         raise InterpError(f"The edit at {edit.site} takes values of a run of {n} rows; use `UnderPrompt` for so many.")
     if isinstance(value, UnderPrompt) and isinstance(value.prompt, tuple):
         return replace(value, prompt=tuple(value.prompt[row] for row in rows))
-    by_row = isinstance(value, torch.Tensor) and value.ndim >= 3 and len(value) == n  # [row, position, …]
-    return value[list(rows)] if by_row else value
+    if isinstance(value, torch.Tensor) and value.ndim >= 3 and len(value) == n:  # [row, position, …]
+        return value[list(rows)]
+    return value
 
 
 def _distance(found: DenoisingRun, manifolds: Sequence[Manifold]) -> np.ndarray:
