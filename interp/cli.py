@@ -27,6 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+concepts = typer.Typer(help="Dictionaries of a site: train one, look at its concepts.", no_args_is_help=True)
+app.add_typer(concepts, name="concepts")
 console = Console()
 TASKS = ("ioi", "facts", "capitals", "pronouns", "agreement", "greater-than", "docstring", "induction")
 SWAPS = ("colour", "shape", "size", "cell", "background")
@@ -585,6 +587,110 @@ def _doses(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InterpError(f"--doses {text!r}: numbers with commas between them, such as 0,0.1,0.2.") from None
+
+
+@concepts.command()
+def fit(
+    folder: Annotated[
+        Path, typer.Argument(help="For the harvest and the dictionary; a harvest there is gone on with.")
+    ],
+    site: Annotated[str, typer.Option(help="Whose activations are taken apart, as L15.resid_post.")] = "L15.resid_post",
+    kind: Annotated[str, typer.Option(help="Of dictionary: topk, batch_topk or matryoshka.")] = "batch_topk",
+    latents: Annotated[int, typer.Option(help="How many.")] = 2048,
+    k: Annotated[int, typer.Option(help="Latents that are on per row, on average.")] = 32,
+    texts: Annotated[
+        Path | None, typer.Option(help="A text file, one text a line; Python's manual if not given.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Texts, or pictures of the shapes world (100 if not given).")] = None,
+    steps: Annotated[int, typer.Option(help="Of the training.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Rows per step.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the pictures, the atoms, and the order of rows.")] = 0,
+    model: Model = "smollm2-135m",
+) -> None:
+    """Harvest activations and train a dictionary of them."""
+    import interp
+    from interp import dictionaries as dic
+    from interp.progress import bar
+
+    with _told():
+        if kind not in (chosen := ("topk", "batch_topk", "matryoshka")):
+            raise InterpError(f"--kind {kind!r}: these take --k." + nearest(kind, chosen))
+        loaded = interp.load(model)
+        if isinstance(loaded, interp.LanguageModel):
+            store = dic.harvest_texts(loaded, _texts(texts, n), [site], folder / "store", progress=bar)
+        elif texts is not None:
+            raise InterpError(f"{model} makes pictures; leave out --texts, or give a language model.")
+        else:
+            from interp.shapes.scene import sample_scenes
+
+            scenes = sample_scenes(100 if n is None else n, seed)
+            store = dic.harvest_pictures(loaded, scenes, [site], folder / "store", seed=seed, progress=bar)
+        console.print(repr(store), markup=False, highlight=False)
+        kinds: dict[str, Any] = dict(dic.KINDS)
+        prefixes = {"prefixes": (latents // 16, latents // 4, latents)} if kind == "matryoshka" else {}
+        made = kinds[kind](store.standardisation(), latents, k=k, seed=seed, **prefixes)
+        training = dic.Training(steps=steps, batch=batch, seed=seed)
+        curve = dic.train(made, store.activations(), training, progress=bar)
+        console.print(curve.summary(), markup=False, highlight=False)
+        dic.save(made, folder / "dictionary", about=dict(curve.provenance))
+        console.print(f"wrote {folder / 'dictionary'}", markup=False)
+
+
+def _texts(path: Path | None, n: int | None) -> list[str]:
+    from interp.dictionaries import python_manual
+
+    if path is None:
+        return python_manual(n)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InterpError(f"--texts {path} cannot be read as text: {error}.") from error
+    found = [line.strip() for line in lines if line.strip()][:n]
+    if not found:
+        raise InterpError(f"{path} holds no text.")
+    return found
+
+
+@concepts.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="Of `interp concepts fit`.")],
+    latents: Annotated[str | None, typer.Option(help="Numbers, such as 3,17 or 0:100; all if not given.")] = None,
+    labels: Annotated[bool, typer.Option(help="Whether labels of a vocabulary are suggested, and tested.")] = True,
+    effects: Annotated[bool, typer.Option(help="Whether the effect on the next token is measured.")] = True,
+    model: Model = "smollm2-135m",
+    html: Annotated[Path | None, typer.Option(help="Write the concept browser here.")] = None,
+    as_json: Json = False,
+    out: Out = None,
+    png: Png = None,
+) -> None:
+    """Where is each latent on, what is it called, what does it do? As a page to browse."""
+    import interp
+    from interp import dictionaries as dic
+    from interp.concepts import atlas, cell_labels, coded_rows, label_latents, token_effects, token_labels
+    from interp.progress import bar, silent
+
+    with _told():
+        told = silent if as_json else bar
+        store, dictionary = dic.Store.open(folder / "store"), dic.load(folder / "dictionary")
+        of_texts = store.about.get("inputs") == "texts"
+        loaded = interp.load(model) if of_texts else None
+        if loaded is not None and not isinstance(loaded, interp.LanguageModel):
+            raise InterpError(f"{folder} holds a harvest of texts, and {model} is no language model.")
+        rows = coded_rows(dictionary, store.activations(), told)
+        chosen = None if latents is None else _numbers("--latents", latents)
+        found = atlas(dictionary, store, loaded, latents=chosen, rows=rows, progress=told)
+        shown = [int(latent) for latent in found.data["latent"].values]
+        if labels:
+            held = cell_labels(store) if loaded is None else token_labels(store, loaded)
+            group = store.label("picture" if loaded is None else "text").numpy()
+            found = found.with_(label_latents(rows, held, group, shown, progress=told))
+        if effects and loaded is not None:
+            amounts = found.data["mean"].values.tolist()
+            found = found.with_(token_effects(loaded, dictionary, store.sites[0], shown, amounts, progress=told))
+        if html is not None:
+            found.browse(html)
+            console.print(f"wrote {html}", markup=False)
+        _deliver(found, found.title, None, as_json, out, png)
 
 
 @app.command()

@@ -309,3 +309,26 @@ def test_mistakes_about_doses(speaking, monkeypatch, options, message: str) -> N
     found = CliRunner().invoke(app, ["steer", "--layer", "1", *options])
     assert found.exit_code == 2
     assert message in " ".join(found.output.split())
+
+
+def test_concepts_are_fitted_and_shown(tmp_path) -> None:
+    texts, folder, page = tmp_path / "texts.txt", tmp_path / "out", tmp_path / "concepts.html"
+    texts.write_text("\n".join(f"The cat number {i} sat on a mat, and the dog <b>barked</b>." for i in range(60)))
+    small = ["--site", "L2.resid_post", "--latents", "32", "--k", "4", "--steps", "5", "--batch", "64"]
+    found = CliRunner().invoke(app, ["concepts", "fit", str(folder), "--texts", str(texts), *small])
+    assert found.exit_code == 0, found.output
+    assert "batch_topk" in found.output
+    found = CliRunner().invoke(
+        app, ["concepts", "show", str(folder), "--html", str(page), "--out", str(tmp_path / "a.nc")]
+    )
+    assert found.exit_code == 0, found.output
+    assert "Atlas: batch_topk, 32 latents" in found.output and "<b>" not in page.read_text()
+    assert {"promoted", "label", "token"} <= set(Result.load(tmp_path / "a.nc").data)
+    wrong = [
+        (["fit", str(tmp_path / "b"), "--kind", "topkk"], "Did you mean"), (["show", str(tmp_path / "nowhere")], "nowhere"),
+        (["fit", str(tmp_path / "b"), "--texts", str(tmp_path / "none.txt")], "cannot be read"),
+        (["show", str(folder), "--latents", "99"], "no latent 99"),
+    ]  # fmt: skip
+    for command, message in wrong:
+        found = CliRunner().invoke(app, ["concepts", *command])
+        assert found.exit_code == 2 and message in " ".join(found.output.split()), found.output

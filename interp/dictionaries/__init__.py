@@ -6,7 +6,7 @@ factorises the activations of an MLP.
 
 from interp.dictionaries.activations import Activations, Batch, InMemory
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.dictionary import Dictionary, LinearDictionary
+from interp.dictionaries.dictionary import Dictionary, LinearDictionary, Unit
 from interp.dictionaries.finetune import FinetuneResult, finetune
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.harvest import harvest_pictures, harvest_texts
@@ -44,6 +44,7 @@ __all__ = [
     "TopK",
     "Training",
     "TrainingResult",
+    "Unit",
     "finetune",
     "harvest_pictures",
     "harvest_texts",

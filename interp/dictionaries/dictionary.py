@@ -51,6 +51,23 @@ class Loss:
     codes: Codes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """A latent alone, in the units of the activation x that is read and written.
+
+    Its code is z = x · read + bias where that exceeds the threshold, and 0 elsewhere; it adds code · write.
+
+    Attributes:
+        read, write: rows of the site's width.
+        bias, threshold: in units of the code.
+    """
+
+    read: Float[Tensor, "width"]
+    write: Float[Tensor, "width"]
+    bias: float
+    threshold: float
+
+
 class Dictionary(nn.Module, ABC):
     """Sparse codes of activations, and activations of sparse codes.
 
@@ -123,6 +140,20 @@ class Dictionary(nn.Module, ABC):
         """
         chosen = self.atoms if latents is None else self.atoms[checked_latents(latents, self.n_latents)]
         return chosen.detach() * self.write.channel_scale(bin_)
+
+    def unit(self, latent: int, bin_: int = 0) -> Unit:
+        """A latent alone: what `interp.steering.concept_of_latent` steers by, and edits of the waist are made of.
+
+        Raises:
+            InterpError: a kind whose latents are not on by themselves: in TopK it depends on all others whether one is,
+                in MatchingPursuit also how strongly, and in Gated on a gate that reads another direction. Add along
+                `directions` instead.
+            ShapeError: a latent or step bin that is not there.
+        """
+        raise InterpError(
+            f"Whether a latent of {self.kind} is on does not follow from one product and one threshold; use BatchTopK, "
+            "Matryoshka or JumpReLU, or add along `directions`."
+        )
 
     # -- what a kind defines --------------------------------------------------------------------------
 
@@ -214,6 +245,29 @@ class LinearDictionary(Dictionary, ABC):
     def settings(self) -> dict[str, Any]:
         """As `Dictionary.settings`."""
         return {"conditioned": self.conditioned}
+
+    def thresholds(self) -> Float[Tensor, "latent"] | None:
+        """Above which z is a code, where each latent has a threshold of its own; `None`: it has none."""
+        return None
+
+    @torch.no_grad()
+    def unit(self, latent: int, bin_: int = 0) -> Unit:
+        """As `Dictionary.unit`."""
+        (i,) = checked_latents([latent], self.n_latents).tolist()
+        thresholds = self.thresholds()
+        if thresholds is None:
+            return super().unit(latent, bin_)
+        if not 0 <= bin_ < self.read.n_bins:
+            raise ShapeError(f"There is no step bin {bin_}: the dictionary has {self.read.n_bins}, numbered from 0.")
+        # W ((x − mean) / scale − b) + c, and then gain and shift.
+        row = self.encoder[i] / self.read.channel_scale(bin_)
+        bias = self.bias[i] - row @ self.read.mean[bin_]
+        if self.autoencodes:
+            bias = bias - self.encoder[i] @ self.offset
+        if self.conditioned:
+            gain = self.log_gain[bin_, i].exp()
+            row, bias = gain * row, gain * bias + self.shift[bin_, i]
+        return Unit(row, self.directions([i], bin_)[0], float(bias), max(0.0, float(thresholds[i])))
 
     def centred(self, x: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
         """x̃ − b."""

@@ -64,8 +64,12 @@ class JumpReLU(LinearDictionary):
 
     def code(self, x: Float[Tensor, "row width"], bins: Int[Tensor, "row"] | None = None) -> Codes:
         """As `Dictionary.code`."""
-        threshold = self.log_threshold.detach().exp()
+        threshold = self.thresholds()
         return self.entries(x, bins, lambda z: above(z, threshold))
+
+    def thresholds(self) -> Float[Tensor, "latent"]:
+        """As `LinearDictionary.thresholds`."""
+        return self.log_threshold.detach().exp()
 
     def loss(
         self,

@@ -9,7 +9,7 @@ from interp.tasks.pairs import Task
 
 
 def python_manual(n: int | None = None, shortest: int = 200) -> list[str]:
-    """Paragraphs of Python's language reference, which every Python carries (about 290,000 characters).
+    """Paragraphs of Python's language reference, which every Python carries; none comes twice.
 
     Args:
         n: the first so many; `None`: all.
@@ -23,7 +23,7 @@ def python_manual(n: int | None = None, shortest: int = 200) -> list[str]:
     except ImportError as error:
         raise InterpError("This Python has no pydoc_data.topics; give texts of your own.") from error
     parts = [" ".join(part.split()) for name in sorted(topics) for part in topics[name].split("\n\n")]
-    return [part for part in parts if len(part) >= shortest][:n]
+    return list(dict.fromkeys(part for part in parts if len(part) >= shortest))[:n]
 
 
 def task_texts(*tasks: Task) -> list[str]:

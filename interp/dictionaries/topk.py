@@ -121,9 +121,14 @@ class BatchChosen(LinearDictionary, ABC):
         Raises:
             InterpError: there is no threshold yet.
         """
+        threshold = self.thresholds()
+        return self.entries(x, bins, lambda z: above(z, threshold))
+
+    def thresholds(self) -> Float[Tensor, "latent"]:
+        """As `LinearDictionary.thresholds`: θ for all."""
         if self.threshold.isnan():
             raise InterpError("This dictionary has no threshold yet: train it, or call `calibrate`.")
-        return self.entries(x, bins, lambda z: above(z, self.threshold))
+        return self.threshold.expand(self.n_latents)
 
     def batch_code(self, x: Float[Tensor, "row width"], bins: Int[Tensor, "row"] | None = None) -> Codes:
         """Codes as they are in training, each row's latents in ascending order."""

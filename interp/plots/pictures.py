@@ -79,7 +79,7 @@ def picture_grid(
         )  # fmt: skip
         for row, picture in enumerate(array):
             figure.add_layout_image(
-                source=_as_uri(picture, max(1, round(2 * scale))), xref="x", yref="y", sizing="stretch",
+                source=as_uri(picture, max(1, round(2 * scale))), xref="x", yref="y", sizing="stretch",
                 x=x - cell_x / 2, y=plot_y - row * (cell_y + _GAP), sizex=cell_x, sizey=cell_y,
             )  # fmt: skip
             corner = {"x0": x - cell_x / 2, "x1": x + cell_x / 2}
@@ -100,7 +100,7 @@ def picture_grid(
     return figure
 
 
-def _as_uri(picture: numpy.ndarray, times: int) -> str:
+def as_uri(picture: numpy.ndarray, times: int) -> str:
     """A picture as an embedded PNG, every pixel `times` as large, so that no viewer smooths it."""
     from PIL import Image
 

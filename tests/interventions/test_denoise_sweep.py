@@ -87,8 +87,7 @@ def variants_of(model, donor, other):
     return out + [[Scale(site, 0.5)] for site in list(model.text)[:2]] + [[]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("family", "shared"), [(f, False) for f in FAMILIES] + [("sd", True), ("flux", True)])
 def test_sweep_is_one_plain_run_per_variant(models, family, shared):
     model = models(family)
     base, donor = samplings(model, family)

@@ -100,6 +100,8 @@ def _all(model, family, dtype):
 def test_every_part_and_every_saving_equal_the_naive_way(family):
     model, (_, corrupted) = described(family), ragged()
     variants = _all(model, family, torch.float64)
+    if family not in ("llama", "gpt_neox", "gemma2"):  # of the others a third each, together all
+        variants = variants[FAMILIES.index(family) % 3 :: 3]
     metrics = [LINEAR, LogProbability(ANSWER)]
     naive = whole_passes(model, corrupted, variants, metrics)
     atol = 1e-5 if family == "gemma2" else 1e-9  # explicit attention takes its softmax in float32
@@ -224,10 +226,10 @@ def test_an_edit_of_the_base_run_and_one_of_a_variant(family):
     model, (_, corrupted) = described(family), ragged()
     ends = [("embed", None), ("final_norm", None), ("logits", None), ("resid_pre", 0), ("resid_post", 2)]
     places = [(part, 1) for part in STAGES if part not in model.untouchable] + ends
-    variants = [[_changed(*place, p)] for place in places for p in (1, 2, 3, -1)]
+    variants = [[_changed(*place, p)] for place in places for p in (1, 3)]
     variants += [[_changed(part, layer, 3)] for part, layer in places if layer == 1 for layer in (0, 2)]
     wrong = []
-    for part, layer in places:
+    for part, layer in places if family == "llama" else places[::2]:
         # By halves, and by adding, which a second application or a lost one changes.
         base = [_changed(part, layer, [2, 3]), Add(Site(part, layer), 0.1, positions=-1)]
         plan = plan_sweep(model, corrupted, variants, LINEAR, edits=base)
