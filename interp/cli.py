@@ -556,6 +556,8 @@ def steer(
 
     with _told():
         numbers, data = _doses(doses), concept_texts(concept)
+        if prompt is None and not 2 <= n <= len(data.prompts):
+            raise InterpError(f"--n {n}: doses are judged on 2 to {len(data.prompts)} prompts.")
         loaded = interp.load(model)
         if not isinstance(loaded, interp.LanguageModel):
             raise InterpError(f"{model} makes pictures; they are steered from Python: docs/steering.md.")

@@ -18,14 +18,14 @@ Common arguments:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import SiteError
+from interp.errors import InterpError, SiteError
 from interp.interventions.captured import DenoisingRun, Run
 from interp.models.guidance import Branch
 from interp.models.site import Site
@@ -93,7 +93,8 @@ class Gate:
 
     Attributes:
         read: of the site's width (of a head's, at a part with heads).
-        threshold: in the units of x · read; of a latent with a bias, its threshold minus the bias.
+        threshold: in the units of x · read; of a latent with a bias, its threshold minus the bias. The condition is
+            hard: no gradient flows to `read`.
     """
 
     read: Float[Tensor, "width"]
@@ -269,3 +270,21 @@ class Knockout:
 
 
 Edit: TypeAlias = Replace | Add | Scale | Ablate | Swap | Modulate | Knockout
+
+
+def edits_of(*given: Any) -> list[Edit]:
+    """Edits in order, from edits and lists of them, however deep.
+
+    Raises:
+        InterpError: something that is no edit.
+    """
+    found: list[Edit] = []
+    for one in given:
+        if isinstance(one, Edit):
+            found.append(one)
+        elif isinstance(one, Iterable) and not isinstance(one, str | bytes | Mapping | Tensor):
+            found += edits_of(*one)
+        else:
+            what = "a function; call it" if callable(one) else f"a {type(one).__name__}; take the edits that it makes"
+            raise InterpError(f"{one!r:.60} is no edit but {what}, such as concept.add(0.3).")
+    return found

@@ -47,7 +47,8 @@ def with_norm_of(
     token, group = token.to(x.device), group.to(x.device)
     new = _wide(edited[token, group])
     length, wanted = new.norm(dim=-1, keepdim=True), _wide(x[token, group]).norm(dim=-1, keepdim=True)
-    ratio = torch.where(length > 0, wanted / length, torch.ones_like(length))
+    one = torch.ones_like(length)
+    ratio = torch.where(length > 0, wanted / torch.where(length > 0, length, one), one)  # no 0/0 in the gradient
     return edited.index_put((token, group), (new * ratio).to(x.dtype))
 
 
@@ -59,7 +60,10 @@ def where_open(
     read: Float[Tensor, "width"],
     threshold: float,
 ) -> Float[Tensor, "token group width"]:
-    """`edited` at those of the given places where `x · read > threshold`, and `x` at the others."""
+    """`edited` at those of the given places where `x · read > threshold`, and `x` at the others.
+
+    The condition is hard: no gradient flows to `read` or through it.
+    """
     token, group = token.to(x.device), group.to(x.device)
     old = x[token, group]
     shut = ~(_wide(old) @ _wide(read) > threshold)

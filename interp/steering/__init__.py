@@ -1,7 +1,8 @@
 """Steering: bringing a concept, or taking one out, by edits of states or of weights; and measuring what that did."""
 
 from interp.steering.closed_form import edit_concept
-from interp.steering.concepts import Concept, Latent, concept, concept_of_latent, project_out, random_concept
+from interp.steering.concepts import Concept, Latent, concept, concept_of_latent, project_out
+from interp.steering.controls import random_concept
 from interp.steering.counterfactual import CounterfactualMap, counterfactual_map, paired_states
 from interp.steering.doses import dose_response
 from interp.steering.edit_report import EditReport, edit_report

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,7 @@ class Concept:
         mean: and std, of the latent's activation over those states.
         low: and high, its mean over negative and over positive examples.
         method: how it was found.
+        timesteps: of a denoiser, those that it was measured at; a run at others is refused.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Concept:
     low: Float[Tensor, "step"]
     high: Float[Tensor, "step"]
     method: str
+    timesteps: tuple[float, ...] | None = None
 
     @property
     def directions(self) -> Float[Tensor, "step width"]:
@@ -136,11 +138,14 @@ class Concept:
         return self._each(lambda k, one: Modulate(self.site, one, 0.0, float(level[k])), where)
 
     def multiply(self, gain: float, above: float | None = None, unit: str = "std", **where: Any) -> list[Edit]:
-        """The activation is multiplied where it exceeds `above` (`level`); `None`: where the latent is active."""
+        """The activation is multiplied where it exceeds `above` (`level`); `None`: where the latent is active.
+
+        Below its own threshold a dictionary's unit is silent, whatever `above` says.
+        """
 
         def edit(k: int, one: Latents) -> Edit:
             if above is not None:
-                one = replace(one, threshold=self.level(above, unit)[k : k + 1].to(one.read))
+                one = replace(one, threshold=_bound(one, self.level(above, unit)[k : k + 1].to(one.read)))
             return Modulate(self.site, one, gain)
 
         return self._each(edit, where)
@@ -151,7 +156,7 @@ class Concept:
         Raises:
             InterpError: a concept of another site, or measured at other steps.
         """
-        if other.site != self.site or len(other.latents) != len(self.latents):
+        if not alike(self, other):
             raise InterpError(
                 f"{self.name} at {self.site} ({len(self.latents)} steps) and {other.name} at {other.site} "
                 f"({len(other.latents)}) cannot be swapped: one place and the same steps."
@@ -165,47 +170,75 @@ class Concept:
 
         Args:
             value: of `Replace`: a state [width], a run, or `UnderPrompt`: what another prompt has there.
-            above: the activation (`level`) from which on a place is the concept's.
+            above: the activation (`level`) from which on a place is the concept's; never below the threshold of a
+                dictionary's unit.
+
+        Raises:
+            InterpError: `gate` or `keep_norm`; a random concept, which reads what the concept reads.
         """
         if "gate" in where or "keep_norm" in where:
             raise InterpError("replace_where gates by the concept itself, and replaces a state with its norm.")
+        if self.method == "random":
+            raise InterpError(
+                f"{self.name} writes elsewhere but reads the same, so it would replace the same places. The control of "
+                "a replacement is another value, or a concept of shuffled examples."
+            )
         level = self.level(above, unit)
 
         def edit(k: int, one: Latents) -> Edit:
             bias = 0.0 if one.bias is None else float(one.bias[0])
-            return Replace(self.site, value, gate=Gate(one.read[0], float(level[k]) - bias))
+            return Replace(self.site, value, gate=Gate(one.read[0], float(_bound(one, level[k : k + 1])) - bias))
 
         return self._each(edit, where)
 
     def _each(self, make: Callable[[int, Latents], Edit], where: Mapping[str, Any]) -> list[Edit]:
-        return each_step(self.site, [make(k, one) for k, one in enumerate(self.latents)], where)
+        return each_step(self.site, [make(k, one) for k, one in enumerate(self.latents)], where, self.timesteps)
 
     def __repr__(self) -> str:
         steps = f", {len(self.latents)} steps" if len(self.latents) > 1 else ""
         return f"Concept({self.name!r} at {self.site}, {self.method}{steps})"
 
 
-def each_step(site: Site, edits: Sequence[Edit], where: Mapping[str, Any]) -> list[Edit]:
+def alike(one: Concept, other: Concept) -> bool:
+    """Whether two concepts are of one place, measured at the same steps."""
+    return (one.site, len(one.latents), one.timesteps) == (other.site, len(other.latents), other.timesteps)
+
+
+def _bound(one: Latents, level: Tensor) -> Tensor:
+    """A level of activation, where the latent is not silent there."""
+    return level if one.threshold is None else torch.maximum(level, one.threshold.to(level))
+
+
+def each_step(
+    site: Site, edits: Sequence[Edit], where: Mapping[str, Any], timesteps: Sequence[float] | None
+) -> list[Edit]:
     """One edit for all steps, or one for each, each in its own step.
+
+    Args:
+        timesteps: of each step that was measured. The edits name them too, so that a run whose step k has another noise
+            level refuses them as edits in no pass.
 
     Raises:
         InterpError: an argument that these edits do not have; timesteps or noise levels for edits that count steps;
-            steps that were not measured.
+            steps that were not measured, or none at all.
     """
     allowed = [name for name in ("positions", "rows", "when", "gate", "keep_norm") if hasattr(edits[0], name)]
     if strange := [name for name in where if name not in allowed]:
         raise InterpError(
             f"{type(edits[0]).__name__} at {site} takes no {strange[0]!r}." + nearest(strange[0], allowed)
         )
-    if len(edits) == 1:
+    if len(edits) == 1 and timesteps is None:
         return [replace(edits[0], **where)]
     when = where.get("when") or When()
     if when.timesteps is not None or when.sigmas is not None:
         raise InterpError(f"The concept at {site} differs from step to step: say `steps`, not timesteps or sigmas.")
     steps = range(len(edits)) if when.steps is None else sorted(when.steps)
+    if not steps:
+        raise InterpError(f"No steps, so nothing would be steered at {site}; leave `steps` out for all {len(edits)}.")
     if outside := [step for step in steps if not 0 <= step < len(edits)]:
         raise InterpError(f"The concept at {site} was measured at steps 0 to {len(edits) - 1}, not at {outside}.")
-    return [replace(edits[k], **{**where, "when": replace(when, steps=(k,))}) for k in steps]
+    at = [None if timesteps is None else (timesteps[k], timesteps[k]) for k in range(len(edits))]
+    return [replace(edits[k], **{**where, "when": replace(when, steps=(k,), timesteps=at[k])}) for k in steps]
 
 
 # -- finding them ----------------------------------------------------------------------------------------------
@@ -231,7 +264,7 @@ def concept(name: str, positive: Measured, negative: Measured, method: str = "me
     activations = read(both.states)
     return Concept(
         name, both.site, tuple(Latents(d[None], d[None]) for d in directions), both.norm(), activations.mean(-1),
-        activations.std(-1), read(low).mean(-1), read(high).mean(-1), method,
+        activations.std(-1), read(low).mean(-1), read(high).mean(-1), method, both.timesteps,
     )  # fmt: skip
 
 
@@ -246,6 +279,7 @@ def concept_of_latent(
 
     Raises:
         ShapeError: rows of another width than the site's.
+        InterpError: examples that were not measured.
     """
     width = measured.states.shape[-1]
     if tuple(latent.read.shape) != (width,) or tuple(latent.write.shape) != (width,):
@@ -263,41 +297,38 @@ def concept_of_latent(
     nothing = like.new_full((len(like),), torch.nan)
     ends = []
     for chosen in (negative, positive):
-        inside = torch.isin(measured.example, torch.tensor(list(chosen)))
-        ends.append(activations[:, inside].mean(-1) if inside.any() else nothing)
+        inside = torch.isin(measured.example, measured.numbers(chosen))
+        ends.append(activations[:, inside].mean(-1) if len(chosen) else nothing)
     steps = (one,) * len(like)
     return Concept(
         name, measured.site, steps, measured.norm(), activations.mean(-1), activations.std(-1), ends[0], ends[1],
-        "latent",
+        "latent", measured.timesteps,
     )  # fmt: skip
 
 
-def random_concept(like: Concept, seed: int = 0) -> Concept:
-    """The control: random directions of unit length, for which the same strengths in norms mean the same distance.
-
-    Activations along them are taken to vary as much as the concept's, so that strengths in gaps and standard deviations
-    are the same distances too.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    latents = []
-    for one in like.latents:
-        d = torch.randn(one.write.shape[-1], generator=generator, dtype=torch.float64)
-        d = (d / d.norm()).to(one.write)
-        latents.append(Latents(d[None], d[None]))
-    lengths = torch.cat([one.write for one in like.latents]).norm(dim=-1)
-    scaled = {name: getattr(like, name) * lengths for name in ("mean", "std", "low", "high")}
-    return replace(like, name=f"random direction {seed}", latents=tuple(latents), method="random", **scaled)
-
-
-def project_out(concepts: Sequence[Concept], *, to: Literal["low", "zero"] = "low", **where: Any) -> list[Edit]:
+def project_out(concepts: Sequence[Concept], *, to: str = "low", **where: Any) -> list[Edit]:
     """The space that several concepts of one site span is set to where negative examples lie, or to zero.
 
+    Args:
+        to: `"low"` or `"zero"`.
+
     Raises:
-        InterpError: concepts of several sites or numbers of steps; directions that depend linearly on one another.
+        InterpError: no concept; concepts of several sites or steps; directions that depend linearly on one another;
+            concepts that do not read along what they write, so that their levels are no coordinates (a dictionary's
+            unit, a random concept); another `to`.
     """
+    if to not in ("low", "zero"):
+        raise InterpError(f"There is no level {to!r}." + nearest(to, ("low", "zero")))
+    if not concepts:
+        raise InterpError("No concept: there is nothing to project out.")
     first = concepts[0]
-    if any(c.site != first.site or len(c.latents) != len(first.latents) for c in concepts):
+    if not all(alike(c, first) for c in concepts):
         raise InterpError("Concepts that are projected out together belong to one site, measured at the same steps.")
+    if slanting := [c.name for c in concepts if not all(_is_coordinate(one) for one in c.latents)]:
+        raise InterpError(
+            f"{', '.join(slanting)}: what is read is not the coordinate along what is written, so there is no level to "
+            "set it to. Use clamp, or a concept that was found between examples."
+        )
     edits: list[Edit] = []
     for k in range(len(first.latents)):
         axes = torch.stack([c.directions[k] for c in concepts]).double()
@@ -308,7 +339,12 @@ def project_out(concepts: Sequence[Concept], *, to: Literal["low", "zero"] = "lo
         point = basis @ torch.linalg.solve_triangular(upper.T, level[:, None], upper=False)[:, 0]
         like = first.latents[k].write
         edits.append(Swap(first.site, point.to(like), basis.to(like)))
-    return each_step(first.site, edits, where)
+    return each_step(first.site, edits, where, first.timesteps)
+
+
+def _is_coordinate(one: Latents) -> bool:
+    """Whether a latent's activation is the coordinate of a state along what it writes."""
+    return one.bias is None and one.threshold is None and torch.equal(one.read, one.write)
 
 
 def _mean_difference(high: Tensor, low: Tensor) -> Tensor:

@@ -32,9 +32,10 @@ from interp.errors import InterpError, PairError, ShapeError
 from interp.interventions.denoise import denoise
 from interp.interventions.edits import Edit, Latents, Modulate, Replace, When
 from interp.models.denoiser import Denoiser, Sampling
-from interp.models.guidance import Branch
+from interp.models.guidance import UNGUIDED, Branch
 from interp.models.site import Site
 from interp.steering.concepts import each_step
+from interp.steering.controls import random_rotation
 from interp.steering.measured import Measured
 
 _AT_ONCE = 32
@@ -66,29 +67,32 @@ def paired_states(
     checked, latents = [model.check(site) for site in sites], Site("latents")
     base: dict[Site, list[Tensor]] = {site: [] for site in checked}
     changed: list[dict[Site, list[Tensor]]] = [{site: [] for site in checked} for _ in others]
+    timesteps: tuple[float, ...] = ()
     for start in range(0, len(sampling), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(sampling)))
         some = sampling.select(rows)
         found = denoise(model, some, (), [*checked, latents])
+        timesteps = found.timesteps
         for site in checked:
             base[site].append(found[site][:, found.branches.index(branch)])
         for prompts, kept in zip(others, changed, strict=True):
-            # Where the latents are given, the other branch of guidance decides nothing: it need not run.
+            # Where the latents are given, the other branch of guidance decides nothing: it need not run. (Where there
+            # is none, the scale may be an input of the denoiser, and stays.)
             asked = replace(some, prompts=tuple(prompts[row] for row in rows))
-            if branch is Branch.COND and asked.negative is None:
+            if branch is Branch.COND and asked.negative is None and model.layout(asked) != UNGUIDED:
                 asked = replace(asked, guidance=1.0)
             same = denoise(model, asked, [Replace(latents, found)], checked, when=When(branch=branch))
             for site in checked:
                 kept[site].append(same[site][:, 0])
-    return _measured(base), [_measured(kept) for kept in changed]
+    return _measured(base, timesteps), [_measured(kept, timesteps) for kept in changed]
 
 
-def _measured(parts: dict[Site, list[Tensor]]) -> dict[Site, Measured]:
+def _measured(parts: dict[Site, list[Tensor]], timesteps: tuple[float, ...]) -> dict[Site, Measured]:
     out = {}
     for site, found in parts.items():
         states = torch.cat(found, 1)  # [step, row, pos, width]
-        example = torch.arange(states.shape[1]).repeat_interleave(states.shape[2])
-        out[site] = Measured(site, states.flatten(1, 2), example, states.shape[1])
+        example = torch.arange(states.shape[1], device=states.device).repeat_interleave(states.shape[2])
+        out[site] = Measured(site, states.flatten(1, 2), example, states.shape[1], timesteps)
     return out
 
 
@@ -101,11 +105,13 @@ class CounterfactualMap:
             the shift.
         explained: of each step, the share of the change's mean square that the map explains on the states it was fitted
             on.
+        timesteps: those that were measured.
     """
 
     site: Site
     latents: tuple[Latents, ...]
     explained: Float[Tensor, "step"]
+    timesteps: tuple[float, ...] | None = None
 
     def apply(self, strength: float = 1.0, **where: Any) -> list[Edit]:
         """Go part of the way: x ← x + strength · (what the other prompt would change, as far as the map knows).
@@ -113,7 +119,17 @@ class CounterfactualMap:
         Args:
             where: `positions`, `rows`, `when`, `gate`, `keep_norm`, as of the edits.
         """
-        return each_step(self.site, [Modulate(self.site, one, 1.0 + strength) for one in self.latents], where)
+        edits = [Modulate(self.site, one, 1.0 + strength) for one in self.latents]
+        return each_step(self.site, edits, where, self.timesteps)
+
+    def at_random(self, seed: int = 0) -> CounterfactualMap:
+        """The control: it reads the same, and writes as much in a space of no meaning (`interp.steering.controls`).
+
+        What it explains of the change is not known, so `explained` is NaN.
+        """
+        turn = random_rotation(self.latents[0].write, seed)
+        latents = tuple(replace(one, write=one.write @ turn) for one in self.latents)
+        return replace(self, latents=latents, explained=self.explained * torch.nan)
 
 
 def counterfactual_map(
@@ -130,7 +146,7 @@ def counterfactual_map(
         ShapeError: states that do not correspond.
         InterpError: a rank outside 0 … width, a ridge that is not above 0.
     """
-    if base.site != other.site or base.states.shape != other.states.shape:
+    if (base.site, base.timesteps) != (other.site, other.timesteps) or base.states.shape != other.states.shape:
         raise ShapeError(
             f"States of {base.site} {list(base.states.shape)} and {other.site} {list(other.states.shape)}."
         )
@@ -158,4 +174,4 @@ def counterfactual_map(
             torch.cat([bias, bias.new_ones(1)]),
         )
         latents.append(Latents(*(part.to(base.states) for part in whole)))
-    return CounterfactualMap(base.site, tuple(latents), torch.stack(explained).to(base.states))
+    return CounterfactualMap(base.site, tuple(latents), torch.stack(explained).to(base.states), base.timesteps)

@@ -27,6 +27,7 @@ from interp.interventions.edits import Edit, Latents, Modulate
 from interp.kernels.directions import difference_of_means
 from interp.models.site import Site
 from interp.steering.concepts import Concept, concept, each_step
+from interp.steering.controls import random_rotation
 from interp.steering.measured import Measured
 
 
@@ -39,6 +40,7 @@ class Family:
         means: of the states of each value.
         basis: orthonormal columns.
         norm: of each step, the mean length of a state.
+        timesteps: of a denoiser, those that were measured.
     """
 
     site: Site
@@ -46,6 +48,7 @@ class Family:
     means: Float[Tensor, "step value width"]
     basis: Float[Tensor, "step width rank"]
     norm: Float[Tensor, "step"]
+    timesteps: tuple[float, ...] | None = None
 
     def set(self, value: str, strength: float = 1.0, **where: Any) -> list[Edit]:
         """Edits that bring a value.
@@ -62,7 +65,7 @@ class Family:
         for mean, basis in zip(self.means[:, at], self.basis, strict=True):
             latents = Latents(basis.T, basis.T)
             edits.append(Modulate(self.site, latents, 1.0 - strength, (strength * (mean @ basis)).tolist()))
-        return each_step(self.site, edits, where)
+        return each_step(self.site, edits, where, self.timesteps)
 
     def within(self, basis: Float[Tensor, "..."]) -> Family:
         """The same means, exchanged in another space: [width, rank], or one for each step.
@@ -82,17 +85,11 @@ class Family:
     def at_random(self, seed: int = 0) -> Family:
         """The control: a random space of the same rank, with points as far from one another as the means are.
 
-        The means are turned by one random rotation for each step, about their centre: distances stay, meaning goes.
+        The means are turned about their centre by one random rotation (`interp.steering.controls`): distances stay,
+        meaning goes.
         """
-        generator = torch.Generator().manual_seed(seed)
-        width = self.means.shape[-1]
-        means, bases = [], []
-        for mean, basis in zip(self.means, self.basis, strict=True):
-            turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q.to(mean)
-            centre = mean.mean(0)
-            means.append(centre + (mean - centre) @ turn)
-            bases.append(turn.T @ basis)
-        return replace(self, means=torch.stack(means), basis=torch.stack(bases))
+        turn, centre = random_rotation(self.means, seed), self.means.mean(1, keepdim=True)
+        return replace(self, means=centre + (self.means - centre) @ turn, basis=turn.T @ self.basis)
 
     def _at(self, value: str) -> int:
         if value not in self.values:
@@ -113,11 +110,11 @@ def family(measured: Measured, labels: Sequence[str]) -> Family:
     values = tuple(dict.fromkeys(sorted(labels)))
     if len(labels) != measured.n:
         raise ShapeError(f"{len(labels)} labels for {measured.n} examples.")
-    number = torch.tensor([values.index(label) for label in labels])
     pooled = measured.pooled()
+    number = torch.tensor([values.index(label) for label in labels], device=pooled.device)
     means = torch.stack([pooled[:, number == value].mean(1) for value in range(len(values))], 1)
     basis = torch.stack([difference_of_means(states, number) for states in pooled])
-    return Family(measured.site, values, means, basis, measured.norm())
+    return Family(measured.site, values, means, basis, measured.norm(), measured.timesteps)
 
 
 def one_against_rest(measured: Measured, labels: Sequence[str], value: str, method: str = "mean") -> Concept:

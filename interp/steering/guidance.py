@@ -20,9 +20,10 @@ which edits of the waist say: `v_unsteered` is what the prompt itself would give
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from interp.errors import InterpError
-from interp.interventions.denoise import Denoising
+from interp.interventions.denoise import Denoising, Schedule
 from interp.interventions.edits import Add, Edit, Scale, UnderPrompt, When
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
@@ -60,7 +61,8 @@ def x0_only(model: Denoiser, sampling: Sampling, edits: Sequence[Edit]) -> list[
         sampling: what will be run; the factor c depends on its schedule.
 
     Raises:
-        InterpError: another sampler than DDIM's and Euler's without added noise, or one that clips x̂₀; as `denoise`.
+        InterpError: another sampler than DDIM's and Euler's without added noise, or one that clips x̂₀; a step that
+            does not change the noise level; as `denoise`.
     """
     scheduler = model.pipeline.scheduler
     name, config = type(scheduler).__name__, scheduler.config
@@ -72,12 +74,17 @@ def x0_only(model: Denoiser, sampling: Sampling, edits: Sequence[Edit]) -> list[
             f"{name}{what}: x̂₀ and the noise are told apart for {', '.join(_FIRST_ORDER)}, deterministic and unclipped."
         )
     rows = Denoising(model, sampling, [list(edits)])
-    levels = [*rows.schedule.sigmas, _last(scheduler)]
+    after = _levels_after(scheduler, rows.schedule)
     acting = sorted({step for edit in edits for step in _steps(rows, edit)})
     own = UnderPrompt(tuple(sampling.prompts))  # pyright: ignore[reportArgumentType]  # all of one kind
     out, site = list(edits), Site("prediction")
     for step in acting:
-        now, then = levels[step], levels[step + 1]
+        now, then = rows.schedule.sigmas[step], after[step]
+        if now == then:
+            raise InterpError(
+                f"Step {step} leaves the noise at σ/α = {now:g}: its prediction decides nothing, and x̂₀ alone cannot "
+                f"be steered there. Leave the step out, or take another timestep spacing than this {name}'s."
+            )
         # From pure noise (r = ∞) and to none (r' = 0) the noise's estimate does not matter: c = 1.
         c = 1.0 if now == float("inf") or then == 0 else now / (now - then)
         if c != 1:
@@ -92,7 +99,16 @@ def _steps(rows: Denoising, edit: Edit) -> list[int]:
     return list(range(len(rows.schedule.sigmas))) if text else rows.passes(edit.when)
 
 
-def _last(scheduler: object) -> float:
-    """σ/α after the last step."""
-    kept = getattr(scheduler, "final_alpha_cumprod", None)
-    return 0.0 if kept is None else ((1 - float(kept)) / float(kept)) ** 0.5
+def _levels_after(scheduler: Any, schedule: Schedule) -> list[float]:
+    """σ/α that each step arrives at, as the scheduler takes it.
+
+    DDIM does not go to the next timestep but by an equal stride, whatever the spacing of its timesteps.
+    """
+    if not hasattr(scheduler, "final_alpha_cumprod"):
+        return [*schedule.sigmas[1:], 0.0]
+    stride = scheduler.config.num_train_timesteps // len(schedule.timesteps)
+    kept = []
+    for t in schedule.timesteps:
+        before = int(t) - stride
+        kept.append(float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod))
+    return [((1 - alpha) / alpha) ** 0.5 for alpha in kept]

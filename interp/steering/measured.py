@@ -7,7 +7,7 @@ Start with `language_states` (texts) or `picture_states` (prompts of a denoiser)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InterpError, ShapeError
-from interp.interventions.denoise import denoise
+from interp.interventions.denoise import denoise, is_text
 from interp.interventions.edits import Positions, When
 from interp.interventions.plan import position_grid
 from interp.interventions.run import run
@@ -37,12 +37,14 @@ class Measured:
     Attributes:
         example: of each place, the text or picture that it lies in.
         n: number of examples.
+        timesteps: of a denoiser's steps. What is made of these states acts in runs with the same ones.
     """
 
     site: Site
     states: Float[Tensor, "step place width"]
     example: Int[Tensor, "place"]
     n: int
+    timesteps: tuple[float, ...] | None = None
 
     def pooled(self) -> Float[Tensor, "step example width"]:
         """The mean over the places of each example."""
@@ -55,25 +57,51 @@ class Measured:
         return self.states.norm(dim=-1).mean(-1)
 
     def of(self, examples: Sequence[int]) -> Measured:
-        """The places of some examples, renumbered in this order."""
-        rank = torch.full((self.n,), -1)
-        rank[list(examples)] = torch.arange(len(examples))
+        """The places of some examples, renumbered in this order.
+
+        Raises:
+            InterpError: no example, one that was not measured, or one named twice.
+        """
+        numbers = self.numbers(examples)
+        if not len(numbers):
+            raise InterpError(f"No examples of the {self.n} at {self.site}: give at least one.")
+        rank = numbers.new_full((self.n,), -1)
+        rank[numbers] = torch.arange(len(numbers), device=rank.device)
         chosen = rank[self.example] >= 0
-        return Measured(self.site, self.states[:, chosen], rank[self.example[chosen]], len(examples))
+        return replace(self, states=self.states[:, chosen], example=rank[self.example[chosen]], n=len(numbers))
+
+    def numbers(self, examples: Sequence[int]) -> Int[Tensor, "example"]:
+        """Numbers of examples as a tensor beside the states.
+
+        Raises:
+            InterpError: one that was not measured, or one named twice.
+        """
+        given = [int(one) for one in examples]
+        if outside := [one for one in given if not 0 <= one < self.n]:
+            raise InterpError(f"Examples of {self.site} are numbered 0 to {self.n - 1}; there is no {outside[0]}.")
+        if len(set(given)) < len(given):
+            twice = next(one for one in given if given.count(one) > 1)
+            raise InterpError(f"Example {twice} of {self.site} is named twice.")
+        return torch.tensor(given, dtype=torch.long, device=self.states.device)
 
     def joined(self, other: Measured) -> Measured:
         """These examples, then the other's.
 
         Raises:
-            ShapeError: another site, or another number of steps.
+            ShapeError: another site, or other steps.
         """
-        if other.site != self.site or len(other.states) != len(self.states):
+        if (other.site, other.timesteps, len(other.states)) != (self.site, self.timesteps, len(self.states)):
             raise ShapeError(
-                f"States of {self.site} at {len(self.states)} steps and of {other.site} at {len(other.states)} do not "
-                "belong together."
+                f"States of {self.site} at {len(self.states)} steps{_at(self.timesteps)} and of {other.site} at "
+                f"{len(other.states)}{_at(other.timesteps)} do not belong together."
             )
         states = torch.cat([self.states, other.states], 1)
-        return Measured(self.site, states, torch.cat([self.example, other.example + self.n]), self.n + other.n)
+        example = torch.cat([self.example, other.example + self.n])
+        return replace(self, states=states, example=example, n=self.n + other.n)
+
+
+def _at(timesteps: Sequence[float] | None) -> str:
+    return f" ({timesteps[0]:g} to {timesteps[-1]:g})" if timesteps else ""
 
 
 def language_states(
@@ -90,8 +118,11 @@ def language_states(
             `"last"` of each text.
 
     Raises:
-        InterpError: no texts, a text of one token, another `tokens`; a site with heads or of an attention's inside.
+        InterpError: no texts, one text that is no list, a text of one token, another `tokens`; a site with heads or of
+            an attention's inside.
     """
+    if isinstance(texts, str):
+        raise InterpError(f"One text, {texts[:40]!r}, would be read letter by letter: give a list of texts.")
     if tokens not in ("all", "last"):
         raise InterpError(f"tokens={tokens!r}: 'all' or 'last'.")
     checked = [_plain_site(model, site) for site in sites]
@@ -140,9 +171,11 @@ def picture_states(
             cells = from_token_lists(None, [[0] * (height * width)] * len(sampling))
             grids[site] = position_grid(cells, asked)
     found: dict[Site, list[Tensor]] = {site: [] for site in checked}
+    timesteps: tuple[float, ...] = ()
     for start in range(0, len(sampling), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(sampling)))
         kept = denoise(model, sampling.select(rows), (), checked, when=When(branch=branch))
+        timesteps = kept.timesteps
         for site in checked:
             x = kept[site]  # [step, branch, row, pos, width], of a text encoder without the steps
             x = x[:, 0] if x.ndim == 5 else x[0][None]
@@ -152,8 +185,9 @@ def picture_states(
     out = []
     for site, parts in found.items():
         states = torch.cat(parts, 1)
-        example = torch.arange(len(sampling)).repeat_interleave(states.shape[2])
-        out.append(Measured(site, states.flatten(1, 2), example, len(sampling)))
+        example = torch.arange(len(sampling), device=states.device).repeat_interleave(states.shape[2])
+        at = None if is_text(site) else timesteps
+        out.append(Measured(site, states.flatten(1, 2), example, len(sampling), at))
     return tuple(out)
 
 
@@ -172,22 +206,31 @@ class Manifold:
         mean: and the inverse of the covariance, shrunk towards a multiple of the identity as Ledoit and Wolf (2004)
             say.
         typical: of each step, the median Mahalanobis distance of states that took no part in the fit.
+        timesteps: of a denoiser, those that it was fitted at.
     """
 
     site: Site
     mean: Float[Tensor, "step width"]
     precision: Float[Tensor, "step width width"]
     typical: Float[Tensor, "step"]
+    timesteps: tuple[float, ...] | None = None
 
     def distance(self, states: Float[Tensor, "step place width"]) -> Float[Tensor, "step place"]:
-        """Mahalanobis distance, in units of what is typical of unedited states: 1 is on the manifold."""
+        """Mahalanobis distance, in units of what is typical of unedited states: 1 is on the manifold.
+
+        Raises:
+            ShapeError: states of another width or number of steps.
+        """
+        if (len(states), states.shape[-1]) != self.mean.shape:
+            steps, width = self.mean.shape
+            raise ShapeError(f"States {list(states.shape)} for {self.site} of {steps} steps and width {width}.")
         away = (states - self.mean[:, None]).double()
         squared = torch.einsum("spi,sij,spj->sp", away, self.precision.double(), away)
         return (squared.clamp(min=0).sqrt() / self.typical[:, None]).to(states)
 
 
-def manifold(measured: Measured) -> Manifold:
-    """Fitted on the first half of the examples, its typical distance taken on the other half.
+def manifold(measured: Measured, seed: int = 0) -> Manifold:
+    """Fitted on half of the examples, drawn by `seed`, its typical distance taken on the other half.
 
     Raises:
         InterpError: fewer than two examples in either half, or fewer places than 3 in one.
@@ -195,8 +238,12 @@ def manifold(measured: Measured) -> Manifold:
     from sklearn.covariance import ledoit_wolf
 
     half = measured.n // 2
-    fit, rest = measured.of(range(half)), measured.of(range(half, measured.n))
-    if half < 2 or min(fit.states.shape[1], rest.states.shape[1]) < 3:
+    if half < 2:
+        raise InterpError(f"{measured.n} examples of {measured.site}: a manifold needs at least 4.")
+    # Drawn, since examples are often given in an order: with the concept first, without it behind.
+    drawn = torch.randperm(measured.n, generator=torch.Generator().manual_seed(seed)).tolist()
+    fit, rest = measured.of(drawn[:half]), measured.of(drawn[half:])
+    if min(fit.states.shape[1], rest.states.shape[1]) < 3:
         raise InterpError(
             f"{measured.n} examples of {measured.site}: a manifold needs at least 4, with places in each."
         )
@@ -208,5 +255,5 @@ def manifold(measured: Measured) -> Manifold:
         inverses.append(np.linalg.inv(spread))
     like = measured.states
     mean, precision = (torch.from_numpy(np.stack(parts)).to(like) for parts in (means, inverses))
-    unscaled = Manifold(measured.site, mean, precision, like.new_ones(len(like)))
-    return Manifold(measured.site, mean, precision, unscaled.distance(rest.states).median(-1).values)
+    unscaled = Manifold(measured.site, mean, precision, like.new_ones(len(like)), measured.timesteps)
+    return replace(unscaled, typical=unscaled.distance(rest.states).median(-1).values)

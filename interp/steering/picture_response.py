@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import torch
 from interp.errors import InterpError, PairError
 from interp.interventions.captured import DenoisingRun
 from interp.interventions.denoise import denoise
-from interp.interventions.edits import Edit, When
+from interp.interventions.edits import Edit, UnderPrompt, When
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
 from interp.progress import Progress, silent
@@ -34,7 +35,7 @@ from interp.shapes.judge import load_judge
 from interp.shapes.reading import UNCLEAR, Reading, compare, ideal
 from interp.shapes.scene import CELLS, FACTORS, Scene, sample_scene
 from interp.steering.measured import Manifold
-from interp.steering.response import DoseResponse, Method, checked_doses, edits_at, response_dataset
+from interp.steering.response import PROMPT_EDIT, DoseResponse, Method, Planned, planned, response_dataset
 from interp.tasks.image_metrics import as_bytes
 
 READERS = ("checker", "judge")
@@ -121,7 +122,8 @@ def picture_dose_response(
         limit: of the damage, for `best`.
 
     Raises:
-        InterpError: a model whose pictures the readers cannot read, doses and methods as `checked_doses`; as `denoise`.
+        InterpError: a model whose pictures the readers cannot read, doses and methods as `planned`; manifolds of
+            another schedule; as `denoise`.
     """
     from interp.shapes.pipeline import ShapesPipeline
     from interp.shapes.transformer import ShapesTransformerPipeline
@@ -130,11 +132,10 @@ def picture_dose_response(
         raise InterpError(
             f"{model.name} is a {type(model.pipeline).__name__}: only pictures of the shapes world are read."
         )
-    numbers = checked_doses(doses, methods)
+    numbers, plans = planned(methods, doses)
     sampling = goal.sampling(model, steps, guidance)
-    plans: dict[str, Method] = dict(methods)
     if not goal.remove:
-        plans["prompt edit"] = ()
+        plans[PROMPT_EDIT] = Planned(False, ([],))
     factors = _others(goal.factor)
     shape = (len(plans), len(numbers))
     n = len(goal.scenes)
@@ -142,14 +143,12 @@ def picture_dose_response(
     by = {name: np.full((*shape, len(READERS)), np.nan) for name in ("success", "garbage")}
     kept = np.full((*shape, len(factors), len(READERS)), np.nan)
     shown: dict[tuple[int, int], np.ndarray] = {}
-    work = [(m, d) for m, method in enumerate(plans.values()) for d in range(len(numbers) if callable(method) else 1)]
+    work = [(m, name, d) for m, (name, plan) in enumerate(plans.items()) for d in range(len(plan.edits))]
     judge = load_judge()
-    for m, d in progress(work, f"{n} pictures each"):
-        name, method = list(plans.items())[m]
-        edits = edits_at(method, numbers[d])
-        rows = replace(sampling, prompts=tuple(map(full_caption, goal.wanted))) if name == "prompt edit" else sampling
-        pictures, away = _drawn(model, rows, edits, manifolds)
-        at = (m, slice(None)) if not callable(method) else (m, d)
+    for m, name, d in progress(work, f"{n} pictures each"):
+        rows = replace(sampling, prompts=tuple(map(full_caption, goal.wanted))) if name == PROMPT_EDIT else sampling
+        pictures, away = _drawn(model, rows, plans[name].edits[d], manifolds)
+        at = (m, d) if plans[name].dosed else (m, slice(None))
         shown[m, d] = pictures[:SHOWN]
         for r, readings in enumerate(([check(p) for p in pictures], judge.judge(pictures).readings())):
             answers = [answer(goal, i, seen) for i, seen in enumerate(readings)]
@@ -183,7 +182,7 @@ def picture_dose_response(
         first_seed=goal.first_seed, steps=sampling.steps, guidance=sampling.guidance, limit=limit, seed=seed,
         n_attempted=n, n_scored=n, examples="pictures",
     )  # fmt: skip
-    return DoseResponse(response_dataset(list(plans), numbers, each, units, extra, coords, seed), record)
+    return DoseResponse(response_dataset(plans, numbers, each, units, extra, coords, seed), record)
 
 
 def _drawn(
@@ -204,7 +203,11 @@ def _drawn(
 
 
 def _of_rows(edits: Sequence[Edit], rows: Sequence[int], n: int) -> list[Edit]:
-    """Edits of all rows, as edits of some: what is given row by row is taken for these."""
+    """Edits of all rows, as edits of some: what is given row by row is taken for these.
+
+    Raises:
+        InterpError: edits of single rows, or values of a run, which cannot be taken apart.
+    """
     if len(rows) == n:
         return list(edits)
     own: list[Edit] = []
@@ -214,8 +217,22 @@ def _of_rows(edits: Sequence[Edit], rows: Sequence[int], n: int) -> list[Edit]:
         at = edit.positions
         if isinstance(at, torch.Tensor) and at.ndim == 2 and len(at) == n:
             edit = replace(edit, positions=at[list(rows)])
+        for name in ("value", "source"):
+            value = getattr(edit, name, None)
+            if (taken := _value_of_rows(edit, value, rows, n)) is not value:
+                edit = replace(edit, **{name: taken})
         own.append(edit)
     return own
+
+
+def _value_of_rows(edit: Edit, value: Any, rows: Sequence[int], n: int) -> Any:
+    if isinstance(value, DenoisingRun) and len(value.sampling) > 1:
+        raise InterpError(f"The edit at {edit.site} takes values of a run of {n} rows; use `UnderPrompt` for so many.")
+    if isinstance(value, UnderPrompt) and isinstance(value.prompt, tuple):
+        return replace(value, prompt=tuple(value.prompt[row] for row in rows))
+    if isinstance(value, torch.Tensor) and value.ndim >= 3 and len(value) == n:  # [row, position, …]
+        return value[list(rows)]
+    return value
 
 
 def _distance(found: DenoisingRun, manifolds: Sequence[Manifold]) -> np.ndarray:
@@ -224,6 +241,11 @@ def _distance(found: DenoisingRun, manifolds: Sequence[Manifold]) -> np.ndarray:
         return np.full(rows, np.nan)
     each = []
     for one in manifolds:
+        if one.timesteps not in (None, found.timesteps):
+            raise InterpError(
+                f"The manifold of {one.site} was fitted at {len(one.timesteps or ())} other timesteps than the "
+                f"{len(found.timesteps)} of this run; measure states with the same steps."
+            )
         x = found[one.site][:, 0]  # [step, row, pos, width]
         each.append(one.distance(x.flatten(1, 2)).unflatten(1, (rows, -1)).mean((0, 2)))
     return torch.stack(each).mean(0).cpu().numpy().astype(float)

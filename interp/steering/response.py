@@ -3,7 +3,9 @@
 One result for pictures (`interp.steering.picture_response`) and texts (`interp.steering.text_response`). A method is a
 function from a dose to edits; every method is asked for the same doses, each in its own unit, so methods are compared
 not dose by dose but at equal *damage*: `best` takes of each the dose with the most successes among those whose damage
-and garbage stay below a limit, and says so where there is none.
+and garbage stay below a limit, and says so where there is none. It chooses on half of the examples and reports on the
+other half: the best of several doses looks better than it is on the examples that it was chosen by (of five doses that
+all succeed in 80 %, the best of 24 examples shows 89 %).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from interp.errors import InterpError, nearest
-from interp.interventions.edits import Edit
+from interp.interventions.edits import Edit, edits_of
 from interp.results import Result
 from interp.statistics import bootstrap_interval
 
@@ -23,29 +25,37 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from xarray import Dataset
 
-Method: TypeAlias = Callable[[float], Sequence[Edit]] | Sequence[Edit]
+Method: TypeAlias = Callable[[float], Edit | Sequence[Edit]] | Edit | Sequence[Edit]
 """From a dose to edits; or edits without a dose."""
+PROMPT_EDIT = "prompt edit"
+"""The name of the baseline that asks for the target in words."""
 MEASURES = ("success", "damage", "garbage", "distance")
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The dose of a method with the most successes within the limits.
+    """The dose of a method with the most successes within the limits, chosen on half of the examples.
 
     Attributes:
-        dose: `None`: no dose meets the limits, and the other numbers are NaN.
+        dose: `None`: the method has none; or none meets the limits, and the numbers are NaN.
+        success: and damage and garbage, on the other half.
+        low: and high, the 95 % interval of the success (Wilson's of a share, else the bootstrap's).
     """
 
     method: str
     dose: float | None
     success: float
+    low: float
+    high: float
     damage: float
     garbage: float
 
     def __str__(self) -> str:
-        if self.dose is None:
+        if np.isnan(self.success):
             return f"{self.method}: no dose within the limits"
-        return f"{self.method}: success {self.success:.2f} at dose {self.dose:g} (damage {self.damage:.3g})"
+        at = "no dose" if self.dose is None else f"dose {self.dose:g}"
+        damage = "" if np.isnan(self.damage) else f", damage {self.damage:.3g}"
+        return f"{self.method}: success {self.success:.2f} [{self.low:.2f}, {self.high:.2f}] ({at}{damage})"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -56,7 +66,8 @@ class DoseResponse(Result):
     mean, and `_low`, `_high`, the bootstrap's 95 % interval over examples. `success` and `garbage` are shares; `damage`
     is in the unit that its attributes give (share of pictures in which something else changed; nats of KL on unrelated
     texts); `distance` is how far the edited states lie off the unedited ones' manifold, 1 being typical, NaN where it
-    was not asked for. A method without a dose is the same at all. (Methods lie along `way`, since `method` is an
+    was not asked for. A mean is NaN where one of its values is. A method without a dose is the same at all, and `dosed`
+    [way] says so. (Methods lie along `way`, since `method` is an
     argument of xarray's `sel`.) What is particular to pictures or texts is said by the functions that make them.
     """
 
@@ -67,37 +78,51 @@ class DoseResponse(Result):
         return f"Steering to {p['target']} · {p['n_scored']} {p['examples']} · {p['model']}"
 
     def best(self, limit: float | None = None, garbage: float = 0.05) -> dict[str, Best]:
-        """Of each method the best dose.
+        """Of each method the best dose, chosen on half of the examples (drawn by the experiment's seed).
+
+        Damage that is no number meets no limit, but for the prompt edit, whose damage may be unmeasured.
 
         Args:
             limit: of the mean damage, in its unit; the experiment's own if not given.
             garbage: of its share.
 
         Raises:
-            InterpError: a limit below 0.
+            InterpError: a limit below 0; a single example.
         """
         limit = float(self.provenance["limit"]) if limit is None else limit
         if limit < 0 or garbage < 0:
             raise InterpError(f"Limits of {limit} and {garbage}: nothing is below 0.")
-        found = {}
-        for method in map(str, self.data["way"].values):
-            of = {name: self.data[name].sel(way=method).values for name in ("success", "damage", "garbage")}
-            # What was not measured (the damage of a prompt edit) limits nothing.
-            fits = ~(of["damage"] > limit + 1e-12) & ~(of["garbage"] > garbage + 1e-12)
-            if not fits.any():
-                found[method] = Best(method, None, np.nan, np.nan, np.nan)
-                continue
-            # Of equal successes the one of least damage, which is not always the smallest dose.
-            order = np.lexsort((np.nan_to_num(of["damage"]), -of["success"], ~fits))
-            at = int(order[0])
-            dose = float(self.data["dose"].values[at])
-            found[method] = Best(method, dose, *(float(of[name][at]) for name in ("success", "damage", "garbage")))
-        return found
+        if self.data.sizes["example"] < 2:
+            raise InterpError("One example: a best dose is chosen on half of the examples and reported on the others.")
+        return {str(method): self._best(str(method), limit, garbage) for method in self.data["way"].values}
+
+    def _best(self, method: str, limit: float, garbage: float) -> Best:
+        seed = int(self.provenance.get("seed", 0))
+        chosen, told = {}, {}
+        for name in ("success", "damage", "garbage"):
+            values = self.data[f"{name}_each"].sel(way=method).values
+            first, second = _halves(values.shape[-1], seed)
+            chosen[name], told[name] = values[:, first].mean(-1), values[:, second]
+        unmeasured = np.isnan(chosen["damage"]) & (method == PROMPT_EDIT)
+        fits = ((chosen["damage"] <= limit + 1e-12) | unmeasured) & (chosen["garbage"] <= garbage + 1e-12)
+        if not fits.any():
+            return Best(method, None, *(np.nan,) * 5)
+        # Of equal successes the one of least damage, which is not always the smallest dose.
+        at = int(np.lexsort((np.nan_to_num(chosen["damage"]), -chosen["success"], ~fits))[0])
+        dose = float(self.data["dose"].values[at]) if bool(self.data["dosed"].sel(way=method)) else None
+        success, damage, bad = (float(told[name][at].mean()) for name in ("success", "damage", "garbage"))
+        return Best(method, dose, success, *_interval(told["success"][at], seed), damage, bad)
 
     def summary(self) -> str:
         """The best dose of each method within the limits."""
         limit, unit = float(self.provenance["limit"]), self.data["damage"].attrs["unit"]
-        lines = [f"DoseResponse: {self.title}", f"  best dose with damage ≤ {limit:g} {unit} and garbage ≤ 0.05:"]
+        if self.data.sizes["example"] < 2:
+            return f"DoseResponse: {self.title}\n  one example: no best dose"
+        lines = [
+            f"DoseResponse: {self.title}",
+            f"  best dose with damage ≤ {limit:g} {unit} and garbage ≤ 0.05,",
+            f"  chosen on half of the {self.provenance['examples']}, reported on the other half:",
+        ]
         return "\n".join([*lines, *(f"  {best}" for best in self.best().values())])
 
     def plot(self, measure: str = "success") -> Figure:
@@ -128,8 +153,24 @@ class DoseResponse(Result):
         )  # fmt: skip
 
 
+def _halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of examples; of a single one (an unrelated text) both are it."""
+    drawn = np.random.default_rng(seed).permutation(n)
+    return (drawn[: n // 2], drawn[n // 2 :]) if n > 1 else (drawn, drawn)
+
+
+def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    if np.isin(values, (0, 1)).all():
+        from scipy.stats import binomtest
+
+        share = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
+        return float(share.low), float(share.high)
+    low, high = bootstrap_interval(values, seed=seed)
+    return float(low), float(high)
+
+
 def response_dataset(
-    methods: Sequence[str],
+    plans: Mapping[str, Planned],
     doses: Sequence[float],
     each: Mapping[str, np.ndarray],
     units: Mapping[str, str],
@@ -140,39 +181,55 @@ def response_dataset(
     """The variables that every `DoseResponse` has, with means and intervals.
 
     Args:
+        plans: of which only the names, and who has a dose, are kept.
         each: of each measure [way, dose, example or case].
         units: of each measure.
         extra: further variables, as xarray takes them.
     """
     import xarray as xr
 
-    variables: dict[str, Any] = {}
+    variables: dict[str, Any] = {"dosed": (("way",), [plan.dosed for plan in plans.values()])}
     for name, values in each.items():
         axis = "case" if name == "damage" and values.shape[-1] != each["success"].shape[-1] else "example"
         unit = {"unit": units[name]}
-        low, high = bootstrap_interval(values, seed=seed)
-        counted = ~np.isnan(values)
-        mean = np.where(counted, values, 0).sum(-1) / np.where(counted.any(-1), counted.sum(-1), np.nan)
+        mean = values.mean(-1)
+        ends = [np.where(np.isnan(mean), np.nan, end) for end in bootstrap_interval(values, seed=seed)]
         variables[f"{name}_each"] = (("way", "dose", axis), values, unit)
         variables[name] = (("way", "dose"), mean, unit)
-        variables[f"{name}_low"], variables[f"{name}_high"] = ((("way", "dose"), x, unit) for x in (low, high))
-    return xr.Dataset(variables | dict(extra), {"way": list(methods), "dose": list(doses), **coords})
+        variables[f"{name}_low"], variables[f"{name}_high"] = ((("way", "dose"), x, unit) for x in ends)
+    return xr.Dataset(variables | dict(extra), {"way": list(plans), "dose": list(doses), **coords})
 
 
-def checked_doses(doses: Sequence[float], methods: Mapping[str, Any]) -> list[float]:
-    """The doses as numbers.
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The edits of a method at each dose; of one without a dose, once."""
+
+    dosed: bool
+    edits: tuple[list[Edit], ...]
+
+
+def planned(methods: Mapping[str, Method], doses: Sequence[float]) -> tuple[list[float], dict[str, Planned]]:
+    """The doses in order, and every method's edits, made and checked before anything runs.
 
     Raises:
-        InterpError: no method, no dose, one that is not finite, or one given twice.
+        InterpError: no method, one that is called `PROMPT_EDIT` or makes no edits; no dose, one that is no finite
+            number, or one given twice.
     """
     if not methods:
         raise InterpError("No method: give at least one, such as {'mean difference': concept.add}.")
-    numbers = [float(dose) for dose in doses]
+    if PROMPT_EDIT in methods:
+        raise InterpError(f"{PROMPT_EDIT!r} is the name of a baseline that is added; call this method another.")
+    try:
+        numbers = [] if isinstance(doses, str) else sorted(float(dose) for dose in doses)
+    except (TypeError, ValueError):
+        raise InterpError(f"Doses {doses!r}: give a list of numbers, such as [0, 0.1, 0.2].") from None
     if not numbers or not np.isfinite(numbers).all() or len(set(numbers)) < len(numbers):
-        raise InterpError(f"Doses {numbers}: give at least one, finite, each once.")
-    return sorted(numbers)
-
-
-def edits_at(method: Method, dose: float) -> list[Edit]:
-    """The edits of a method at a dose."""
-    return list(method) if isinstance(method, Sequence) else list(method(dose))
+        raise InterpError(f"Doses {doses!r}: give a list of at least one number, finite, each once.")
+    plans = {}
+    for name, method in methods.items():
+        made = [method(dose) for dose in numbers] if callable(method) else [method]
+        try:
+            plans[name] = Planned(callable(method), tuple(edits_of(one) for one in made))
+        except InterpError as error:
+            raise InterpError(f"Method {name!r} makes no edits: {error}") from None
+    return numbers, plans

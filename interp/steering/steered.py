@@ -28,7 +28,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.interventions.captured import DenoisingRun, Run
 from interp.interventions.denoise import denoise
-from interp.interventions.edits import Edit
+from interp.interventions.edits import Ablate, Edit, edits_of
 from interp.interventions.generate import Generation, generate, stream
 from interp.interventions.plan import Plan, compile_variants
 from interp.interventions.run import Captures, Places, run
@@ -56,10 +56,10 @@ def steer(model: LanguageModel | Denoiser, *edits: Edit | Sequence[Edit]) -> Ste
         edits: single edits, or lists of them as `Concept`'s methods return.
 
     Raises:
-        InterpError: no edit.
+        InterpError: no edit, or something that is none.
         SiteError: a place that the model does not have.
     """
-    flat = [one for given in edits for one in (given if isinstance(given, Sequence) else [given])]
+    flat = edits_of(edits)
     if not flat:
         raise InterpError("Nothing to steer by: give edits, such as concept.add(0.5).")
     for edit in flat:
@@ -144,9 +144,21 @@ class SteeredText(_Steered):
                     f"The edit at {edit.site} acts at some places only, or inside an attention; a block steers every "
                     "token of every call alike. Use the methods of what `steer` returned instead."
                 )
+            if not _is_constant(edit):
+                raise InterpError(
+                    f"The edit at {edit.site} writes another value at each position of a run; a block steers every "
+                    "token of every call alike. Give a number, a tensor or a mean over all tokens."
+                )
         with released(self.model.network):
             plan = compile_variants(self.model, from_token_lists(None, [[0]]), [self.edits])
         block.enter_context(tapped(_Everywhere(plan, self).watchers(self.model), None))
+
+
+def _is_constant(edit: Edit) -> bool:
+    """Whether what an edit writes does not depend on the position."""
+    if isinstance(edit, Ablate):
+        return edit.kind == "zero" or (edit.kind == "mean" and not edit.per_position)
+    return all(isinstance(getattr(edit, name, 0.0), int | float | Tensor) for name in ("value", "source"))
 
 
 class _Everywhere(Places):

@@ -3,10 +3,12 @@
 Prompts are continued at every dose of every method, with the same draws, and
 
 - *success* is what a judge of texts says of each continuation: a function from text to a number in [0, 1], which must
-  know nothing of the direction (`interp.tasks.concept_texts` has some).
+  know nothing of the direction (`interp.tasks.concept_texts` has some). A continuation ends at the first special token
+  (of the text, of a turn in a conversation); what the model writes behind it is not judged.
 - *damage* is the KL divergence KL(p ‖ p_steered), in nats per token, of the model's next-token distributions on texts
-  that have nothing to do with the concept, steered at every token just as the continuations are.
-- *garbage*: a continuation that repeats itself: less than half of its three-word sequences are different ones.
+  that have nothing to do with the concept, steered at every token just as the continuations are. So methods are
+  edits at every token, perhaps behind a gate: of edits at some positions or steps, damage could not be told.
+- *garbage* (`is_garbage`): a continuation that repeats itself, salad of few words, or mostly no letters.
 - *distance*: of the edited states at new tokens from unedited ones, where a `Manifold` is given.
 
 Beside them: `perplexity` on the unrelated texts, and `fluency`, the unsteered model's surprise at each continuation.
@@ -23,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InterpError, PairError, ShapeError
+from interp.errors import InterpError, PairError
 from interp.interventions.edits import Edit
 from interp.interventions.generate import generate
 from interp.interventions.run import run
@@ -32,7 +34,7 @@ from interp.models.prompts import Prompts
 from interp.progress import Progress, silent
 from interp.results import provenance
 from interp.steering.measured import Manifold
-from interp.steering.response import DoseResponse, Method, checked_doses, edits_at, response_dataset
+from interp.steering.response import PROMPT_EDIT, DoseResponse, Method, Planned, planned, response_dataset
 
 Judge: TypeAlias = Callable[[str], float]
 _AT_ONCE = 16
@@ -50,16 +52,19 @@ class TextGoal:
         reworded: the prompts of the prompt edit, which ask for the target in words; no prompt edit if not given.
 
     Raises:
-        PairError: no prompts or no unrelated texts; reworded prompts of another number.
+        PairError: no prompts or no unrelated texts; one text that is no list; reworded prompts of another number.
     """
 
     name: str
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     judge: Judge
-    unrelated: tuple[str, ...]
-    reworded: tuple[str, ...] = ()
+    unrelated: Sequence[str]
+    reworded: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for texts in (self.prompts, self.unrelated, self.reworded):
+            if isinstance(texts, str):
+                raise PairError(f"{self.name}: one text, {texts[:40]!r}, would be read letter by letter; give a list.")
         if not self.prompts or not self.unrelated:
             raise PairError(f"{self.name}: {len(self.prompts)} prompts and {len(self.unrelated)} unrelated texts.")
         if self.reworded and len(self.reworded) != len(self.prompts):
@@ -92,12 +97,14 @@ def text_dose_response(
         temperature: of the draws; 0 takes the most likely token.
 
     Raises:
-        InterpError: doses and methods as `checked_doses`; a judge that answers outside [0, 1]; as `generate`.
+        InterpError: doses and methods as `planned`; edits at some places or steps only; a judge that answers outside
+            [0, 1]; as `generate`.
     """
-    numbers = checked_doses(doses, methods)
-    plans: dict[str, Method | None] = dict(methods)
+    numbers, plans = planned(methods, doses)
+    for name, plan in plans.items():
+        _check_everywhere(name, plan)
     if goal.reworded:
-        plans["prompt edit"] = None
+        plans[PROMPT_EDIT] = Planned(False, ([],))
     shape, n = (len(plans), len(numbers)), len(goal.prompts)
     each = {name: np.full((*shape, n), np.nan) for name in ("success", "garbage", "distance")}
     each["damage"] = np.full((*shape, len(goal.unrelated)), np.nan)
@@ -105,24 +112,27 @@ def text_dose_response(
     texts = np.full((*shape, n), "", dtype=object)
     unrelated = model.prompts(list(goal.unrelated))
     plain = _log_probabilities(model, unrelated, ())
-    work = [(m, d) for m, method in enumerate(plans.values()) for d in range(len(numbers) if callable(method) else 1)]
-    for m, d in progress(work, f"{n} continuations each"):
-        method = list(plans.values())[m]
-        edits = [] if method is None else edits_at(method, numbers[d])
-        at = (m, d) if callable(method) else (m, slice(None))
-        inputs = goal.reworded if method is None else goal.prompts
+    work = [(m, name, d) for m, (name, plan) in enumerate(plans.items()) for d in range(len(plan.edits))]
+    for m, name, d in progress(work, f"{n} continuations each"):
+        edits, asked = plans[name].edits[d], name == PROMPT_EDIT
+        at = (m, d) if plans[name].dosed else (m, slice(None))
+        inputs = goal.reworded if asked else goal.prompts
         sites = [one.site for one in manifolds]
         made = generate(
             model, list(inputs), edits, sites, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
-        texts[at] = list(made.texts)
-        each["success"][at] = [_judged(goal.judge, text) for text in made.texts]
-        each["garbage"][at] = [float(repeats(text)) for text in made.texts]
+        new = [_until_special(model, row) for row in made.tokens.tolist()]
+        told = [model.tokenizer.decode(row) for row in new]
+        texts[at] = told
+        each["success"][at] = [_judged(goal.judge, text) for text in told]
+        each["garbage"][at] = [float(is_garbage(text, row)) for text, row in zip(told, new, strict=True)]
         if manifolds:
             away = [one.distance(made.activations[one.site].flatten(0, 1)[None])[0] for one in manifolds]
-            each["distance"][at] = torch.stack(away).mean(0).unflatten(0, (n, -1)).mean(1).cpu().numpy()
-        fluency[at] = _surprise(model, model.prompts(list(goal.prompts)), made.tokens)
-        if method is not None:
+            by_step = torch.stack(away).mean(0).unflatten(0, (n, -1)).cpu()
+            # Step k reads token k − 1 of the continuation, step 0 the prompt's last.
+            each["distance"][at] = [float(x[: len(row) + 1].mean()) for x, row in zip(by_step, new, strict=True)]
+        fluency[at] = _surprise(model, model.prompts(list(goal.prompts)), new)
+        if not asked:
             steered = _log_probabilities(model, unrelated, edits)
             each["damage"][at] = [_kl(p, q) for p, q in zip(plain, steered, strict=True)]
             perplexity[at] = _perplexity(unrelated, steered)
@@ -139,20 +149,53 @@ def text_dose_response(
         prompts=list(goal.prompts), unrelated=list(goal.unrelated), max_new_tokens=max_new_tokens,
         temperature=temperature, limit=limit, seed=seed, n_attempted=n, n_scored=n, examples="continuations",
     )  # fmt: skip
-    return DoseResponse(response_dataset(list(plans), numbers, each, units, extra, {}, seed), record)
+    return DoseResponse(response_dataset(plans, numbers, each, units, extra, {}, seed), record)
 
 
-def repeats(text: str) -> bool:
-    """Whether fewer than half of a text's three-word sequences are different ones; a text of few words does not."""
-    words = text.lower().split()
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return len(triples) > 3 and len(set(triples)) < len(triples) / 2
+def is_garbage(text: str, tokens: Sequence[int]) -> bool:
+    """Whether a continuation is no text.
+
+    - Fewer than half of its three-token sequences are different ones ("lalalala", "!!!!", a sentence repeated), or
+    - of its last 24 words fewer than half are different ones (salad of a few words, in any order), or
+    - fewer than half of its characters, blanks aside, are letters.
+
+    An empty continuation is none, nor one too short to tell (fewer than 6 tokens, 8 words).
+    """
+    triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    words = text.lower().split()[-24:]
+    letters, characters = sum(map(str.isalpha, text)), sum(not one.isspace() for one in text)
+    return (
+        (len(triples) > 3 and len(set(triples)) < len(triples) / 2)
+        or (len(words) >= 8 and len(set(words)) < len(words) / 2)
+        or (len(text) > 0 and letters * 2 < max(characters, 1))
+    )
+
+
+def _check_everywhere(name: str, plan: Planned) -> None:
+    for edit in (edit for edits in plan.edits for edit in edits):
+        if edit.positions is not None or edit.rows is not None or edit.when is not None:
+            raise InterpError(
+                f"Method {name!r} edits {edit.site} at some positions, rows or steps only. Damage is measured on "
+                "unrelated texts at every token, where such an edit would act on few of them or on none; leave out "
+                "`positions`, `rows` and `when` (a gate may stay)."
+            )
+
+
+def _until_special(model: LanguageModel, tokens: Sequence[int]) -> list[int]:
+    """A continuation up to the first special token, which ends the text or the turn."""
+    special = set(model.tokenizer.all_special_ids)
+    end = next((i for i, token in enumerate(tokens) if token in special), len(tokens))
+    return list(tokens[:end])
 
 
 def _judged(judge: Judge, text: str) -> float:
-    value = float(judge(text))
+    said = judge(text)
+    try:
+        value = float(said)
+    except (TypeError, ValueError):
+        value = np.nan
     if not 0 <= value <= 1:
-        raise InterpError(f"The judge says {value} of {text!r}; it must say a number from 0 to 1.")
+        raise InterpError(f"The judge says {said!r} of {text!r}; it must say a number from 0 to 1.")
     return value
 
 
@@ -164,8 +207,6 @@ def _log_probabilities(
     out: list[Tensor] = []
     for start in range(0, len(prompts), _AT_ONCE):
         some = prompts.select(range(start, min(start + _AT_ONCE, len(prompts))))
-        if any(edit.rows is not None or isinstance(edit.positions, Tensor) for edit in edits):
-            raise ShapeError("Edits of single rows or of positions row by row mean nothing on unrelated texts.")
         logits = run(model, some, edits).logits
         assert logits is not None
         out += [row[:n].log_softmax(-1) for row, n in zip(logits, some.lengths.tolist(), strict=True)]
@@ -185,18 +226,18 @@ def _perplexity(prompts: Prompts, log_probabilities: Sequence[Tensor]) -> float:
     return float(torch.cat(surprise).mean().exp())
 
 
-def _surprise(model: LanguageModel, prompts: Prompts, tokens: Tensor) -> list[float]:
-    """Nats per new token, by the unsteered model after the prompts."""
+def _surprise(model: LanguageModel, prompts: Prompts, tokens: Sequence[Sequence[int]]) -> list[float]:
+    """Nats per new token, by the unsteered model after the prompts; NaN where there is none."""
     from interp.models.prompts import from_token_lists
 
     rows = [
         [*ids[:length], *new]
-        for ids, length, new in zip(prompts.ids.tolist(), prompts.lengths.tolist(), tokens.tolist(), strict=True)
+        for ids, length, new in zip(prompts.ids.tolist(), prompts.lengths.tolist(), tokens, strict=True)
     ]
     whole = from_token_lists(None, rows, device=model.device)
     told = _log_probabilities(model, whole, ())
     found = []
     for ids, one, length in zip(rows, told, prompts.lengths.tolist(), strict=True):
-        new = torch.tensor(ids[length:], device=one.device)
-        found.append(float(-one[length - 1 : -1].gather(1, new[:, None]).mean()))
+        new = torch.tensor(ids[length:], dtype=torch.long, device=one.device)
+        found.append(float(-one[length - 1 : -1].gather(1, new[:, None]).mean()))  # NaN of none
     return found

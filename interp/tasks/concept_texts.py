@@ -3,9 +3,11 @@
 Three concepts: a `"sentiment"` (positive), a language (`"french"`) and a topic (`"sea"`). Of each there are pairs of
 sentences, one with the concept and one without, of like form and content; prompts that suggest neither; and a judge:
 
-- of sentiment and topic a list of words, none of which occurs in the sentences or prompts. A text is positive if it has
-  more words of the one list than of the other, and about the sea if it has at least one of the list;
-- of the language a naive Bayes classifier over three-letter sequences, trained on other sentences.
+- of sentiment and topic a list of words, none of which occurs in the sentences or prompts, nor another form of it. A
+  text is positive if it has more words of the one list than of the other, and about the sea if it has at least one of
+  the list;
+- of the language a naive Bayes classifier over three-letter sequences, trained on other sentences, which also knows
+  other languages, and wants evidence before it says yes.
 
 A judge of words errs: it cannot hear irony, nor a positive word that is denied. So it is asked of unsteered texts too.
 
@@ -62,7 +64,7 @@ def concept_texts(concept: str) -> ConceptTexts:
     check_choice("concept", concept, CONCEPTS)
     own = _load()[concept]
     identify = own.get("identify")
-    judge = LanguageJudge(identify["for"], identify["against"]) if identify else WordJudge(own["for"], own["against"])
+    judge = LanguageJudge(*identify.values()) if identify else WordJudge(own["for"], own["against"])
     prompts = tuple(own["prompts"])
     return ConceptTexts(
         own["target"], tuple(own["positive"]), tuple(own["negative"]), prompts,
@@ -88,32 +90,42 @@ class WordJudge:
 
 
 class LanguageJudge:
-    """1 where a text is more probably of the one language than of the other, by its three-letter sequences.
+    """1 where a text is more probably of one language than of every other, by its three-letter sequences.
 
-    Naive Bayes with one added to every count.
+    Naive Bayes; a sequence's probability is half its share in the language's sentences, half that of any sequence, so
+    that one which no language has speaks for none. Each sequence of the text counts once, however often it is repeated,
+    and the verdict needs `evidence` in all and `margin` on average: a few letters, or words of no language, are none.
+
+    Args:
+        wanted: sentences of the language.
+        others: sentences of each other one.
 
     Raises:
-        PairError: no sentences of one of them.
+        PairError: no other language, or one without sentences.
     """
 
-    def __init__(self, wanted: Sequence[str], unwanted: Sequence[str]) -> None:
-        if not wanted or not unwanted:
-            raise PairError("A judge of languages needs sentences of both.")
-        self._counts = [Counter(part for text in texts for part in _triples(text)) for texts in (wanted, unwanted)]
-        self._known = len(set(self._counts[0]) | set(self._counts[1])) + 1
-        self._totals = [sum(counts.values()) + self._known for counts in self._counts]
+    evidence, margin = 4.0, 0.1
+    """Nats of log odds, and the same per different sequence: of 24 French sentences that were not learned 23 pass, of
+    24 English ones none."""
+
+    def __init__(self, wanted: Sequence[str], *others: Sequence[str]) -> None:
+        if not wanted or not others or not all(others):
+            raise PairError("A judge of languages needs sentences of the wanted one and of at least one other.")
+        self._counts = [Counter(part for text in texts for part in _triples(text)) for texts in (wanted, *others)]
+        self._known = len(set().union(*self._counts)) + 1
 
     def __call__(self, text: str) -> float:
         """The verdict on a text; 0 for one without letters."""
-        return float(self.log_odds(text) > 0)
+        odds = self.log_odds(text)
+        return float(odds > self.evidence and odds > self.margin * len(set(_triples(text))))
 
     def log_odds(self, text: str) -> float:
-        """Of the wanted language against the other, in nats, at equal prior odds."""
-        return math.fsum(
-            math.log((self._counts[0][part] + 1) / self._totals[0])
-            - math.log((self._counts[1][part] + 1) / self._totals[1])
-            for part in _triples(text)
+        """Of the wanted language against the likeliest other, in nats, at equal prior odds."""
+        own, *others = (
+            math.fsum(math.log(counts[part] / counts.total() / 2 + 0.5 / self._known) for part in set(_triples(text)))
+            for counts in self._counts
         )
+        return own - max(others)
 
 
 def _triples(text: str) -> list[str]:

@@ -96,3 +96,12 @@ def test_gradients_flow_through_modulation_gates_and_kept_norms():
 
     inputs = [t.clone().requires_grad_() for t in (x, write, gain)]
     assert torch.autograd.gradcheck(whole, inputs)
+
+
+def test_a_state_that_was_edited_to_zero_has_a_gradient():
+    x = torch.tensor([[[3.0, 4.0]], [[1.0, 2.0]]], dtype=torch.float64, requires_grad=True)
+    both = torch.arange(2)
+    edited = x * torch.tensor([[[0.0]], [[2.0]]], dtype=torch.float64)
+    out = with_norm_of(x, edited, both, torch.zeros(2, dtype=torch.long))
+    (gradient,) = torch.autograd.grad((out * torch.tensor([1.0, 3.0])).sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[[0.0, 0.0]], [[1.0, 3.0]]], dtype=torch.float64))

@@ -128,8 +128,13 @@ def test_projecting_out_sets_every_coordinate_also_of_slanting_directions():
         assert float(new @ found.directions[0]) == pytest.approx(float(found.low))
     (zero,) = project_out([one, two], to="zero")
     assert max(abs(float(changed(zero, x) @ c.directions[0])) for c in (one, two)) < 1e-9
-    with pytest.raises(InterpError, match="depend linearly"):
-        project_out([one, one])
+    for concepts, to, message in (
+        ([one, one], "low", "depend linearly"),
+        ([], "low", "No concept"),
+        ([one], "hig", "low"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            project_out(concepts, to=to)
 
 
 def test_steps_have_edits_of_their_own():
@@ -143,6 +148,8 @@ def test_steps_have_edits_of_their_own():
         found.add(1.0, when=When(steps=[4]))
     with pytest.raises(InterpError, match="say `steps`"):
         found.add(1.0, when=When(timesteps=(0.0, 500.0)))
+    with pytest.raises(InterpError, match="No steps"):
+        found.add(1.0, when=When(steps=[]))
     with pytest.raises(InterpError, match="takes no 'position'.*positions"):
         found.add(1.0, position=3)
     with pytest.raises(InterpError, match="no unit 'norms'"):
@@ -182,6 +189,44 @@ def test_a_dictionary_unit_is_a_concept():
         concept_of_latent("narrow", Unit(torch.ones(3), torch.ones(3)), states)
 
 
+def test_a_dictionary_unit_stays_silent_below_its_threshold_whatever_level_is_asked_for():
+    states = measured(shift=6.0).joined(measured(seed=1))
+    found = concept_of_latent("unit 7", Unit(DIRECTION, DIRECTION, 0.0, 9.0), states, range(40), range(40, 80))
+    (low,), (high,) = found.multiply(3.0, above=0.0, unit="norm"), found.multiply(3.0, above=12.0, unit="norm")
+    assert float(low.latents.threshold) == 9.0 < 12.0 < float(high.latents.threshold)
+    shut, open_ = 8.9 * DIRECTION, 9.1 * DIRECTION
+    assert torch.equal(changed(low, shut), shut)
+    torch.testing.assert_close(changed(low, open_), 3 * open_)
+    assert found.replace_where(0.0, above=0.0, unit="norm")[0].gate.threshold == 9.0
+    with pytest.raises(InterpError, match="no coordinate|not the coordinate"):
+        project_out([found])
+    with pytest.raises(InterpError, match="there is no 80"):
+        concept_of_latent("unit 7", Unit(DIRECTION, DIRECTION), states, [80], [0])
+
+
+def test_what_was_measured_at_some_timesteps_says_so_in_its_edits():
+    positive, negative = (
+        replace(measured(shift=shift, steps=2, seed=seed), timesteps=(500.0, 0.0))
+        for shift, seed in ((6.0, 0), (0.0, 1))
+    )
+    found = concept("planted", positive, negative)
+    expected = [When(steps=(k,), timesteps=(t, t)) for k, t in enumerate((500.0, 0.0))]
+    assert [edit.when for edit in found.add(1.0)] == expected
+    assert [edit.when for edit in found.clamp(1.0, when=When(steps=[1]))] == expected[1:]
+    assert [edit.when for edit in project_out([found])] == expected
+    assert [edit.when for edit in family(positive, LABELS).set("blue")] == expected
+    single = replace(measured(shift=6.0), timesteps=(500.0,))
+    (edit,) = concept("one", single, replace(measured(seed=1), timesteps=(500.0,))).add(1.0)
+    assert edit.when == When(steps=(0,), timesteps=(500.0, 500.0))
+    elsewhere = concept("other", *(replace(m, timesteps=(750.0, 500.0)) for m in (positive, negative)))
+    with pytest.raises(InterpError, match="same steps"):
+        found.swap(elsewhere)
+    with pytest.raises(InterpError, match="same steps"):
+        project_out([found, elsewhere])
+    with pytest.raises(ShapeError, match=r"500 to 0.*750 to 500"):
+        positive.joined(replace(negative, timesteps=(750.0, 500.0)))
+
+
 def test_a_random_direction_moves_states_as_far():
     found = a_concept(steps=2)
     control = random_concept(found, seed=4)
@@ -189,6 +234,16 @@ def test_a_random_direction_moves_states_as_far():
         for ours, theirs in zip(found.add(0.7, unit), control.add(0.7, unit), strict=True):
             assert float(theirs.value.norm() * theirs.scale) == pytest.approx(float(ours.value.norm() * ours.scale))
     assert abs(float(control.directions[0] @ found.directions[0])) < 0.9
+    # Steps that agree still do, so that pushes over a denoising add up alike.
+    torch.testing.assert_close(control.directions @ control.directions.T, found.directions @ found.directions.T)
+    for seed in range(3):
+        x = 2 + drawn(WIDTH, seed=seed) + 3 * seed * DIRECTION
+        for form in (lambda c: c.clamp(0.5), lambda c: c.clamp(1.0, "std"), lambda c: c.multiply(3.0, above=0.0)):
+            ours, theirs = (float((changed(form(c)[0], x) - x).norm()) for c in (found, random_concept(found, seed)))
+            assert theirs == pytest.approx(ours)
+    for form in (lambda: control.replace_where(0.0, above=0.5), lambda: project_out([control])):
+        with pytest.raises(InterpError, match="random direction 4"):
+            form()
     assert not torch.equal(control.directions, random_concept(found, seed=5).directions)
 
 

@@ -55,6 +55,29 @@ def test_a_planted_map_is_found_and_noise_is_none():
     assert (noise.explained < 0.05).all()
 
 
+def test_the_control_of_a_map_reads_the_same_and_writes_as_much():
+    x = 2 + drawn(2, 400, WIDTH)
+    wanted = x + (x @ drawn(WIDTH, 2, seed=1)) @ drawn(2, WIDTH, seed=2) + 1
+    found = counterfactual_map(measured(x), measured(wanted), rank=2)
+    control = found.at_random(3)
+    for states, ours, theirs in zip(x, found.latents, control.latents, strict=True):
+        change, other = (states @ one.read.T @ one.write + one.bias @ one.write for one in (ours, theirs))
+        torch.testing.assert_close(other.norm(dim=-1), change.norm(dim=-1))
+        assert (torch.nn.functional.cosine_similarity(other, change).mean()).abs() < 0.9
+    # Steps that agree with one another still do.
+    gram = [one.latents[0].write @ one.latents[1].write.T for one in (found, control)]
+    torch.testing.assert_close(*gram)
+
+
+def test_pairs_of_equal_prompts_are_equal_where_there_is_no_second_branch():
+    model = described("flux")
+    sampling = model.sampling("a red circle", steps=2, height=16, width=24)
+    site = model.sites("block_out")[0]
+    base, (same,) = paired_states(model, sampling, [list(sampling.prompts)], [site])
+    torch.testing.assert_close(same[site].states, base[site].states, rtol=0, atol=1e-9)
+    assert same[site].timesteps == base[site].timesteps is not None
+
+
 def test_rank_zero_is_the_mean_difference():
     x, wanted = drawn(1, 50, WIDTH), drawn(1, 50, WIDTH, seed=1)
     found = counterfactual_map(measured(x), measured(wanted), rank=0)

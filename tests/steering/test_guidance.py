@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.denoisers import described, scheduled
+from models.denoisers import described, pipeline, scheduled
 
 from interp.errors import InterpError
 from interp.interventions.denoise import denoise
-from interp.interventions.edits import Add, Scale, When
+from interp.interventions.edits import Add, Replace, Scale, When
 from interp.models.guidance import Branch
+from interp.models.load import load
 from interp.models.site import Site
 from interp.steering import antisymmetric, x0_only
 
@@ -45,9 +46,32 @@ def ddim_by_hand(model, sampling, edits):
 
 @pytest.mark.parametrize("branch", [None, Branch.COND])
 def test_x0_alone_is_a_loop_by_hand(branch):
-    model = described("sd")
+    check_ddim(described("sd"), branch, **SETTINGS)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_x0_alone_goes_by_ddims_own_stride_whatever_the_spacing(spacing):
+    check_ddim(spaced(spacing), Branch.COND, **SETTINGS | {"steps": 7})
+
+
+def spaced(spacing):
+    made = pipeline("sd")
+    made.scheduler = type(made.scheduler).from_config(
+        made.scheduler.config, timestep_spacing=spacing, set_alpha_to_one=False
+    )
+    return load(made, name=spacing)
+
+
+def test_a_step_that_keeps_the_noise_has_no_x0_of_its_own():
+    model = spaced("linspace")  # the last step, at t = 0, arrives where it is
+    sampling = model.sampling("a red circle", **SETTINGS)
+    with pytest.raises(InterpError, match="Step 2 leaves the noise"):
+        x0_only(model, sampling, [Add(Site("prediction"), 1.0)])
+
+
+def check_ddim(model, branch, **settings):
     assert type(model.pipeline.scheduler).__name__ == "DDIMScheduler"
-    sampling = model.sampling("a red circle", guidance=3.0, **SETTINGS)
+    sampling = model.sampling("a red circle", guidance=3.0, **settings)
     edits = [Add(Site("prediction"), 1.0, 0.3, when=When(steps=[0, 1], branch=branch))]
     ours = x0_only(model, sampling, edits)
     assert len(ours) > len(edits)
@@ -56,6 +80,29 @@ def test_x0_alone_is_a_loop_by_hand(branch):
     found = denoise(model, sampling, ours).images
     torch.testing.assert_close(found, (pictures / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-7)
     assert (found - denoise(model, sampling, edits).images).abs().max() > 1e-3  # the plain form is another
+
+
+@pytest.mark.parametrize("name", ["euler", "flux"])
+def test_every_step_of_x0_alone_puts_edited_pictures_and_unedited_noise_together(name):
+    """With what the denoiser says, unedited, in the very states of the edited run."""
+    model = described("flux") if name == "flux" else scheduled(name)
+    sampling = model.sampling("a red circle", guidance=1.0, **SETTINGS | {"steps": 4})
+    latents, prediction = Site("latents"), Site("prediction")
+    edits = [Add(prediction, 1.0, 0.3, when=When(steps=[0, 1]))]
+    found = denoise(model, sampling, x0_only(model, sampling, edits), [latents])
+    x = found[latents][:, 0]
+    plain = denoise(model, sampling, [Replace(latents, found)], [prediction])[prediction][:, 0]
+    for step in range(3):
+        steered = plain[step] + 0.3 * (step < 2)
+        now, then = found.sigmas[step : step + 2]
+        if name == "flux":  # x = (1 − σ) x₀ + σ ε, and the network says ε − x₀
+            now, then = (1.0 if r == float("inf") else r / (1 + r) for r in (now, then))
+            picture, noise = x[step] - now * steered, x[step] + (1 - now) * plain[step]
+            expected = (1 - then) * picture + then * noise
+        else:  # x = x₀ + σ ε, shown to the network with a variance of 1, which says ε
+            picture = x[step] * (now**2 + 1) ** 0.5 - now * steered
+            expected = (picture + then * plain[step]) / (then**2 + 1) ** 0.5
+        torch.testing.assert_close(x[step + 1], expected, rtol=1e-5, atol=1e-5)  # Euler's sampler works in float32
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "flux"])

@@ -13,7 +13,7 @@ from interp.interventions.denoise import denoise
 from interp.interventions.run import run
 from interp.models.guidance import Branch
 from interp.models.site import Site
-from interp.steering import Measured, language_states, manifold, picture_states
+from interp.steering import Measured, concept, language_states, manifold, picture_states
 
 TEXTS = ["The cat sat down", "Rain", "A dog barks at the moon"]
 SITE = Site("resid_post", 1)
@@ -35,6 +35,7 @@ def test_states_of_texts_leave_out_the_first_token(speaking):
     [
         ([], [SITE], {}, "No texts"),
         (TEXTS, [SITE], {}, "Text 1, 'Rain', has one token"),
+        ("hello world", [SITE], {}, "letter by letter"),
         (TEXTS, [Site("z", 0)], {}, "has heads or keys"),
     ],
 )
@@ -57,6 +58,12 @@ def test_states_of_pictures_are_those_of_the_run():
     torch.testing.assert_close(some.states[:, 0], x[:, 0, 0], rtol=0, atol=1e-9)
     torch.testing.assert_close(some.states[:, 2], x[:, 1, 2], rtol=0, atol=1e-9)
     assert some.example.tolist() == [0, 0, 1, 1] and some.n == 2
+    assert whole.timesteps == kept.timesteps == some.of([1]).timesteps
+    edits = concept("planted", some.of([0]), some.of([1])).add(0.1)
+    assert not torch.equal(denoise(model, sampling, edits).images, denoise(model, sampling).images)
+    finer = model.sampling(["a red circle", "two green stars"], steps=4, height=16, width=24, guidance=3.0)
+    with pytest.raises(InterpError, match="in no pass"):
+        denoise(model, finer, edits)
 
 
 def gaussian(n=400, width=6, seed=0, scale=None):
@@ -78,10 +85,31 @@ def test_typical_states_lie_at_distance_one_and_shifted_ones_beyond():
         manifold(gaussian(n=3))
 
 
+def test_the_order_of_examples_is_no_matter_to_a_manifold():
+    """Positive examples first, negative ones behind: as far from typical on either side."""
+    shift = torch.zeros(6, dtype=torch.float64)
+    shift[0] = 4.0
+    positive, negative = gaussian(), gaussian(seed=1)
+    both = replace(positive, states=positive.states + shift).joined(negative)
+    fitted, fresh = manifold(both), gaussian(seed=2).states
+    plus, minus = (float(fitted.distance(fresh + way * shift).median()) for way in (1, 0))
+    assert plus == pytest.approx(minus, rel=0.05)
+    with pytest.raises(ShapeError, match="of 1 steps and width 6"):
+        fitted.distance(fresh[..., :5])
+
+
 def test_examples_are_chosen_and_joined():
     one = gaussian(n=10)
     assert one.of([3, 1]).states.shape[1] == 2 and sorted(one.of([3, 1]).example.tolist()) == [0, 1]
     torch.testing.assert_close(one.of([3]).states[0, 0], one.states[0, 3])
+    for examples, message in (
+        ([], "No examples"),
+        ([10], "there is no 10"),
+        ([-1], "there is no -1"),
+        ([2, 2], "twice"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            one.of(examples)
     assert one.joined(one).n == 20 and one.joined(one).example.max() == 19
     with pytest.raises(ShapeError, match="do not belong together"):
         one.joined(replace(one, site=Site("resid_post", 0)))

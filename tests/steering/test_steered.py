@@ -9,7 +9,7 @@ from models.described import hooks_on
 
 import interp
 from interp.errors import InterpError, SiteError, UnfiredError
-from interp.interventions.edits import Add, Gate, Latents, Modulate, Replace, Scale, When
+from interp.interventions.edits import Ablate, Add, Gate, Latents, Modulate, Replace, Scale, When, edits_of
 from interp.interventions.generate import generate, stream
 from interp.interventions.run import run
 from interp.models.site import Site
@@ -114,10 +114,35 @@ def test_edits_of_some_places_are_for_methods_only(speaking):
             pass
         steered.generate(PROMPTS)
     assert hooks_on(speaking.network) == 0
+    kept = run(speaking, PROMPTS[1], (), [SITE])
+    for edit in (
+        Ablate(SITE, "mean", over=kept, per_position=True),
+        Replace(SITE, kept),
+        Ablate(SITE, "resample", kept),
+    ):
+        with pytest.raises(InterpError, match="another value at each position"), steer(speaking, edit):
+            pass
+    mean = [Ablate(SITE, "mean", over=kept)]
+    expected = run(speaking, PROMPTS[1], mean).logits
+    with steer(speaking, mean):
+        torch.testing.assert_close(logits_of(speaking, PROMPTS[1]), expected, rtol=0, atol=1e-9)
     with pytest.raises(InterpError, match="Nothing to steer by"):
         steer(speaking)
     with pytest.raises(SiteError, match="3 layers"):
         steer(speaking, Add(Site("resid_post", 9), 1.0))
+
+
+def test_edits_are_taken_from_lists_of_any_depth_and_nothing_else_is():
+    one, two = Add(SITE, 1.0), Scale(SITE, 0.5)
+    assert edits_of(one, [two, [one]], (edit for edit in (two,))) == [one, two, one, two]
+    for wrong, message in (
+        (run, "call it"),
+        ("add", "no edit but a str"),
+        (0.3, "a float"),
+        ([one, {"a": two}], "a dict"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            edits_of(wrong)
 
 
 def test_a_stream_leaves_the_network_alone_between_pieces(speaking):
