@@ -319,7 +319,7 @@ def test_concepts_are_fitted_and_shown(tmp_path) -> None:
     assert found.exit_code == 0, found.output
     assert "batch_topk" in found.output
     found = CliRunner().invoke(
-        app, ["concepts", "show", str(folder), "--html", str(page), "--out", str(tmp_path / "a.nc")]
+        app, ["concepts", "show", str(folder), "--latents", "0:4", "--html", str(page), "--out", str(tmp_path / "a.nc")]
     )
     assert found.exit_code == 0, found.output
     assert "Atlas: batch_topk, 32 latents" in found.output and "<b>" not in page.read_text()

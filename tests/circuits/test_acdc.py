@@ -50,11 +50,8 @@ SLOW = pytest.mark.slow
     [
         ("gpt2", "negative_kl", 0.03),
         ("gemma2", "logit_difference", 0.1),
-        pytest.param("gpt_neox", "negative_kl", 0.03, marks=SLOW),
-        pytest.param("opt", "negative_kl", 0.03, marks=SLOW),
         pytest.param("llama", "logit_difference", 0.1, marks=SLOW),
-        pytest.param("gemma3", "logit_difference", 0.1, marks=SLOW),
-        pytest.param("qwen3", "logit_difference", 0.1, marks=SLOW),
+        pytest.param("gpt_neox", "negative_kl", 0.03, marks=SLOW),
     ],
 )
 def test_the_same_decisions_as_one_run_per_edge(family, metric, threshold):
@@ -82,7 +79,7 @@ def test_gains_count_when_asked():
     edges, _ = expected("gpt2", "logit_difference", 0.1, True)
     found = acdc(exact("gpt2"), PAIRS, 0.1, metric="logit_difference", absolute=True)
     assert np.array_equal(found.edges, edges)
-    assert edges.sum() > expected("gpt2", "logit_difference", 0.1)[0].sum()
+    assert edges.sum() > acdc(exact("gpt2"), PAIRS, 0.1, metric="logit_difference").edges.sum()
 
 
 def test_a_planted_circuit_is_found_and_nothing_else():

@@ -189,13 +189,13 @@ def test_every_architecture_overfits_one_batch():
         latents, ids = training._examples()
         u, noise = torch.linspace(0.1, 0.9, 4), torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         losses = []
-        for _ in range(12):
+        for _ in range(8):
             loss = training._loss(training.model, latents, ids, u, noise)
             loss.backward()
             for optimizer in training.optimizers.values():
                 optimizer.step(2e-3)
             losses.append(loss.item())
-        assert losses[-1] < 0.7 * losses[0], (name, losses)
+        assert losses[-1] < 0.8 * losses[0], (name, losses)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
