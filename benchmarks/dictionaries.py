@@ -125,7 +125,7 @@ def main(
     batch: int = 4096,
     repeats: int = 5,
     threads: int = 2,
-    only: list[str] = [],  # noqa: B006
+    only: list[str] = [],  # noqa: B006  typer reads it
 ) -> None:
     set_threads(threads)
     where = machine()

@@ -190,7 +190,7 @@ def _dataset(
         for name in tables[0]
     }
     return xr.Dataset(
-        node | pair,  # type: ignore[arg-type]
+        node | pair,  # type: ignore[arg-type]  (tuples of two and of three)
         {
             "level": ("node", names),
             "latent": ("node", latents),

@@ -284,8 +284,9 @@ def _cut(
         return nothing, nothing, nothing
     strengths, hits = value[mine], wanted[row[mine]].cumsum(0)  # the strongest first: a threshold keeps a beginning
     f1 = 2 * hits / (np.arange(1, len(hits) + 1)[:, None] + wanted[half].sum(0))
-    cut = f1.argmax(0)
     following = np.append(strengths[1:], 0)
+    f1[strengths == following] = 0  # no threshold parts equal codes
+    cut = f1.argmax(0)
     threshold = (strengths[cut] + following[cut]) / 2
     others = value[~mine]
     on = np.searchsorted(-others, -threshold)  # of the other half's rows so many exceed it

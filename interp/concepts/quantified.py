@@ -36,7 +36,7 @@ def breadth(effects: Sequence[Float[np.ndarray, "parent child"]], n_nodes: int) 
     """How many children a latent moves: (Σ |effect|)² / Σ effect², from 1 to their number. NaN in the last level."""
     out, start = np.full(n_nodes, np.nan), 0
     for effect in effects:
-        size = np.abs(np.nan_to_num(effect))
+        size = np.abs(np.nan_to_num(effect))  # a parent that is never on was not clamped, and has no breadth
         squares = (size**2).sum(1)
         out[start : start + len(effect)] = np.where(
             squares > 0, size.sum(1) ** 2 / np.where(squares > 0, squares, 1), np.nan

@@ -108,6 +108,7 @@ class DoseResponse(Result):
         if not fits.any():
             return Best(method, None, *(np.nan,) * 5)
         # Of equal successes the one of least damage, which is not always the smallest dose.
+        # Of the prompt edit the damage may be unmeasured; `fits` has refused every other NaN.
         at = int(np.lexsort((np.nan_to_num(chosen["damage"]), -chosen["success"], ~fits))[0])
         dose = float(self.data["dose"].values[at]) if bool(self.data["dosed"].sel(way=method)) else None
         success, damage, bad = (float(told[name][at].mean()) for name in ("success", "damage", "garbage"))

@@ -17,6 +17,7 @@ because edits need to know the step and the branch of guidance: a pipeline that 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -67,7 +68,7 @@ def steer(model: LanguageModel | Denoiser, *edits: Edit | Sequence[Edit]) -> Ste
     return SteeredText(model, flat) if isinstance(model, LanguageModel) else SteeredPictures(model, flat)
 
 
-class _Steered:
+class _Steered(ABC):
     """Edits, and the block in which the network belongs to them."""
 
     def __init__(self, model: Any, edits: Sequence[Edit]) -> None:
@@ -90,8 +91,9 @@ class _Steered:
         block, self._block = self._block, None
         block.__exit__(kind, error, trace)
 
+    @abstractmethod
     def _attach(self, block: ExitStack) -> None:
-        raise NotImplementedError
+        """What a block hangs on the network, to be gone with `block`."""
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -192,6 +192,16 @@ def test_a_label_that_holds_nearly_everywhere_is_no_name():
     assert float(found.data["chance"].sel(name="much").min()) > 0.4
 
 
+def test_equal_codes_fall_on_one_side():
+    """Four equal codes per input, three of them of the label: a threshold takes all or none, and F1 counts them so."""
+    group = np.repeat(np.arange(40), 8)
+    order = np.concatenate([8 * g + np.arange(4) for g in range(40)])
+    rows = CodedRows(order, np.ones(160), np.array([0, 160]), 320)
+    held = np.isin(np.arange(320) % 8, [0, 1, 2])
+    found = label_latents(rows, {"a": held}, group).data.sel(latent=0)
+    assert float(found["precision"]) == 0.75 and float(found["recall"]) == 1 and 0 < float(found["threshold"]) < 1
+
+
 def test_shuffled_labels_get_no_name():
     rows, labels, group = planted()
     moved = {name: np.roll(held, 12 * 17 + 5) for name, held in labels.items()}
