@@ -37,7 +37,8 @@ from interp.interventions.edits import (
     Value,
 )
 from interp.kernels.apply_edits import apply_edits
-from interp.kernels.modulate import modulate, where_open, with_norm_of
+from interp.kernels.edit_latents import edit_latents
+from interp.kernels.kept import where_open, with_norm_of
 from interp.kernels.swap_subspace import swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.hooks import refuse_held
@@ -153,7 +154,7 @@ class Ops:
         if form.latents is not None:
             read, write, bias, threshold = (part.to(x.device) for part in _parts(form.latents))
             gain, offset = self.table[row.to(self.table.device)].to(x.device).tensor_split(2, -1)
-            return modulate(x, at, group, read, write, bias, threshold, gain, offset)
+            return edit_latents(x, at, group, read, write, bias, threshold, gain, offset, owned)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
         table = self.table[:, : x.shape[-1]]
         if form.basis is not None:
