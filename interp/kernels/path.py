@@ -28,8 +28,8 @@ measures where it does; no GPU has been measured yet.
 MOST_RANK = 128
 """Columns of a basis whose coordinates a program of `swap_subspace` can keep in registers."""
 
-MOST_LATENTS = 128
-"""Latents whose activations a program of `edit_latents` can keep in registers."""
+MOST_LATENTS = 64
+"""Latents whose activations a program of `edit_latents` can keep in registers; at 128 an A100 spills."""
 
 MOST_D_HEAD = 256
 """Numbers of a head of which a program of `prefix_attention` can keep a tile of queries on the chip."""

@@ -41,7 +41,9 @@ def test_it_is_a_loop_over_edits_and_latents():
     found = edit_latents(x, token, group, read, write, bias, threshold, gain, offset)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     assert torch.equal(x, before)
-    nothing = edit_latents(x, token, group, read, write, bias, threshold, torch.ones_like(gain), torch.zeros_like(offset))
+    nothing = edit_latents(
+        x, token, group, read, write, bias, threshold, torch.ones_like(gain), torch.zeros_like(offset)
+    )
     assert torch.equal(nothing, x)
 
 

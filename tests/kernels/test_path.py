@@ -35,7 +35,7 @@ def test_a_gpu_takes_the_kernel_if_it_can(tried, monkeypatch):
     for found, why in (
         (path_on("apply_edits", CUDA, [torch.float32, torch.float64]), "no kernel for float64"),
         (path_on("swap_subspace", CUDA, F32, rank=129), "rank 129; the kernel takes up to 128"),
-        (path_on("edit_latents", CUDA, F32, n_latents=129), "129 latents; the kernel takes up to 128"),
+        (path_on("edit_latents", CUDA, F32, n_latents=65), "65 latents; the kernel takes up to 64"),
         (path_on("prefix_attention", CUDA, F32, d_head=512), "heads of 512; the kernel takes up to 256"),
         (path_on("apply_edits", torch.device("xpu"), F32), "no kernel for xpu"),
         (choose("apply_edits", torch.zeros(3, 2, device="meta").T), "not in one piece"),

@@ -31,7 +31,7 @@ MANY = 64 * 128
 @triton.jit
 @no_type_check
 def seen(state, rows, SHORT: tl.constexpr):
-    """state @ rows in float32's precision. With SHORT both are of one short type, whose products are exact."""
+    """The product state · rows in float32's precision; with SHORT, of numbers of one short type, whose products are exact."""
     if SHORT:
         return tl.dot(state, rows)
     return tl.dot(state.to(tl.float32), rows.to(tl.float32), input_precision="ieee")
@@ -40,15 +40,15 @@ def seen(state, rows, SHORT: tl.constexpr):
 @triton.jit
 @no_type_check
 def latent_tile(
-    x_ptr, read_ptr, write_ptr, bias_ptr, threshold_ptr, gain_ptr, offset_ptr, place_ptr, z_ptr,
-    n_places, groups, width, n_latents, x_token, x_group, read_latent, read_width, write_latent, write_width,
+    x_ptr, encoder_ptr, atoms_ptr, bias_ptr, threshold_ptr, gain_ptr, offset_ptr, place_ptr, z_ptr,
+    n_places, groups, width, n_latents, x_token, x_group, encoder_latent, encoder_width, atoms_latent, atoms_width,
     gain_edit, offset_edit,
     SHORT: tl.constexpr, SPLIT: tl.constexpr, KEPT: tl.constexpr,
     EDITS: tl.constexpr, COLUMNS: tl.constexpr, LATENTS: tl.constexpr,
 ):  # fmt: skip
     """One program edits the latents of up to EDITS states, in place.
 
-    x_ptr: [token, group, width], last axis contiguous. read_ptr, write_ptr: [latent, width], any strides.
+    x_ptr: [token, group, width], last axis contiguous. encoder_ptr, atoms_ptr: [latent, width], any strides.
     bias_ptr, threshold_ptr: [latent] float32, contiguous. gain_ptr, offset_ptr: [edit, latent], last axis contiguous.
     place_ptr: [edit] int32, distinct flat indices token · groups + group.
     z_ptr: [edit, LATENTS] float32, contiguous: takes what the latents read; with KEPT only.
@@ -65,8 +65,8 @@ def latent_tile(
         column = start + tl.arange(0, COLUMNS)
         known = (column < width)[:, None] & there[None, :]
         x = tl.load(x_row + column[None, :], mask=acts[:, None] & (column < width)[None, :], other=0.0)
-        at = latent.to(tl.int64)[None, :] * read_latent + column.to(tl.int64)[:, None] * read_width
-        z += seen(x, tl.load(read_ptr + at, mask=known, other=0.0), SHORT)
+        at = latent.to(tl.int64)[None, :] * encoder_latent + column.to(tl.int64)[:, None] * encoder_width
+        z += seen(x, tl.load(encoder_ptr + at, mask=known, other=0.0), SHORT)
     z += tl.load(bias_ptr + latent, mask=there, other=0.0)[None, :]
     far = edit.to(tl.int64)[:, None]
     if KEPT:
@@ -82,8 +82,8 @@ def latent_tile(
         for start in range(0, width, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             within = acts[:, None] & (column < width)[None, :]
-            at = latent.to(tl.int64)[:, None] * write_latent + column.to(tl.int64)[None, :] * write_width
-            atoms = tl.load(write_ptr + at, mask=there[:, None] & (column < width)[None, :], other=0.0)
+            at = latent.to(tl.int64)[:, None] * atoms_latent + column.to(tl.int64)[None, :] * atoms_width
+            atoms = tl.load(atoms_ptr + at, mask=there[:, None] & (column < width)[None, :], other=0.0)
             x = tl.load(x_row + column[None, :], mask=within, other=0.0).to(tl.float32)
             x += product(change, atoms, SPLIT)
             tl.store(x_row + column[None, :], x.to(x_ptr.dtype.element_ty), mask=within)
@@ -92,9 +92,9 @@ def latent_tile(
 @triton.jit
 @no_type_check
 def latent_tile_backward(
-    grad_ptr, grad_x_ptr, read_ptr, write_ptr, threshold_ptr, gain_ptr, z_ptr, told_ptr, place_ptr,
-    n_places, groups, width, n_latents, grad_token, grad_group, x_token, x_group, read_latent, read_width, write_latent,
-    write_width, gain_edit,
+    grad_ptr, grad_x_ptr, encoder_ptr, atoms_ptr, threshold_ptr, gain_ptr, z_ptr, told_ptr, place_ptr,
+    n_places, groups, width, n_latents, grad_token, grad_group, x_token, x_group, encoder_latent, encoder_width,
+    atoms_latent, atoms_width, gain_edit,
     SHORT: tl.constexpr, SPLIT: tl.constexpr, STATES: tl.constexpr,
     EDITS: tl.constexpr, COLUMNS: tl.constexpr, LATENTS: tl.constexpr,
 ):  # fmt: skip
@@ -119,8 +119,8 @@ def latent_tile_backward(
         column = start + tl.arange(0, COLUMNS)
         known = (column < width)[:, None] & there[None, :]
         grad = tl.load(grad_row + column[None, :], mask=acts[:, None] & (column < width)[None, :], other=0.0)
-        at = latent.to(tl.int64)[None, :] * write_latent + column.to(tl.int64)[:, None] * write_width
-        told += seen(grad, tl.load(write_ptr + at, mask=known, other=0.0), SHORT)
+        at = latent.to(tl.int64)[None, :] * atoms_latent + column.to(tl.int64)[:, None] * atoms_width
+        told += seen(grad, tl.load(atoms_ptr + at, mask=known, other=0.0), SHORT)
     far = edit.to(tl.int64)[:, None]
     tl.store(told_ptr + far * LATENTS + latent[None, :], told, mask=acts[:, None])
     if STATES:
@@ -133,8 +133,8 @@ def latent_tile_backward(
             for start in range(0, width, COLUMNS):
                 column = start + tl.arange(0, COLUMNS)
                 within = acts[:, None] & (column < width)[None, :]
-                at = latent.to(tl.int64)[:, None] * read_latent + column.to(tl.int64)[None, :] * read_width
-                rows = tl.load(read_ptr + at, mask=there[:, None] & (column < width)[None, :], other=0.0)
+                at = latent.to(tl.int64)[:, None] * encoder_latent + column.to(tl.int64)[None, :] * encoder_width
+                rows = tl.load(encoder_ptr + at, mask=there[:, None] & (column < width)[None, :], other=0.0)
                 grad = tl.load(x_row + column[None, :], mask=within, other=0.0).to(tl.float32)
                 grad += product(passed, rows, SPLIT)
                 tl.store(x_row + column[None, :], grad.to(grad_x_ptr.dtype.element_ty), mask=within)
@@ -233,9 +233,9 @@ def edit_latents(
 
     Raises:
         InterpError: an element type that is not float32, float16 or bfloat16; tensors on several devices.
-        ShapeError: a last axis of states, gains or offsets that is not contiguous; parts of the latents of unlike shapes;
-            not one index, gain and offset for every edit; indices outside `x`; two edits at one place; more than 128
-            latents; `LIMIT` places or edits, or more.
+        ShapeError: a last axis of states, gains or offsets that is not contiguous; parts of the latents of unlike
+            shapes; not one index, gain and offset for every edit; indices outside `x`; two edits at one place; more
+            than 64 latents; `LIMIT` places or edits, or more.
     """
     latents = {"read": read, "write": write, "bias": bias, "threshold": threshold}
     check_tensors("edit_latents", {"x": x, "gain": gain, "offset": offset}, latents)

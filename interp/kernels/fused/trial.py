@@ -18,8 +18,8 @@ from interp.kernels.path import MOST_D_HEAD, MOST_LATENTS, MOST_RANK
 from interp.kernels.segment_attention import Segment
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2}
-"""Of the largest number: twenty times what float32 has been seen to differ by, and two units in the last place of bfloat16;
-far below what a fault makes."""
+"""Of the largest number: twenty times what float32 has been seen to differ by, and two units in the last place of
+bfloat16; far below what a fault makes."""
 
 CASES = ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True))
 """Element type, and whether the tile is as wide as the kernel has them. Not tried: float16, and tiles of many edits."""

@@ -21,7 +21,7 @@ SIZES = [  # tokens, groups, width, latents, edits
     (1, 1, 1, 1, 1),
     (7, 3, 13, 5, 19),
     (41, 1, 67, 37, 37),  # several tiles and blocks of columns; the ends of both are cut off
-    (5, 2, 130, 128, 6),  # the most latents
+    (5, 2, 130, 64, 6),  # the most latents
 ]
 
 
@@ -218,7 +218,7 @@ REFUSED = [
     (lambda x: _call(x, width=3), ShapeError, "read has shape .2, 3.; for 2 latents, 1 edits and states of 4 numbers"),
     (lambda x: _call(x, threshold=torch.zeros(3)), ShapeError, "threshold has shape .3.*it must be .2."),
     (lambda x: _call(x, edits=2), ShapeError, "gain has shape .2, 2..*it must be .1, 2."),
-    (lambda x: _call(x, n=129), ShapeError, "129 latents; the kernel takes up to 128"),
+    (lambda x: _call(x, n=65), ShapeError, "65 latents; the kernel takes up to 64"),
     (lambda x: _call(torch.zeros(1, 1, 4).expand(2**31, 1, 4)), ShapeError, "2147483648 places"),
 ]  # fmt: skip
 
