@@ -15,10 +15,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-OPERATIONS = ("apply_edits", "swap_subspace", "edit_latents", "prefix_attention")
+OPERATIONS: tuple[str, ...] = ("apply_edits", "swap_subspace", "edit_latents", "prefix_attention")
 """Those that have a kernel."""
 
-FUSED_FROM = dict.fromkeys(OPERATIONS, 0)
+FUSED_FROM: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
 """Numbers in the first tensor from which the kernel runs on a GPU.
 
 By the model of docs/kernels.md it wins from the first on: it is one launch in place of several. `benchmarks/gpu.py`

@@ -31,7 +31,7 @@ MANY = 64 * 128
 @triton.jit
 @no_type_check
 def seen(state, rows, SHORT: tl.constexpr):
-    """The product state · rows in float32's precision; with SHORT, of numbers of one short type, whose products are exact."""
+    """The product of states with rows, in float32's precision. SHORT: both of one short type; products are exact."""
     if SHORT:
         return tl.dot(state, rows)
     return tl.dot(state.to(tl.float32), rows.to(tl.float32), input_precision="ieee")
@@ -168,8 +168,9 @@ class _EditLatents(torch.autograd.Function):
         if n and n_latents:
             latent_tile[(triton.cdiv(n, sizes["EDITS"]),)](
                 out, read, write, bias.float().contiguous(), threshold.float().contiguous(), gain, offset, place, z,
-                n, x.shape[1], width, n_latents, out.stride(0), out.stride(1), *read.stride(), *write.stride(),
-                gain.stride(0), offset.stride(0), SHORT=_short(x, read), KEPT=kept, **sizes,
+                n, x.shape[1], width, n_latents, out.stride(0), out.stride(1),
+                gain_edit=gain.stride(0), offset_edit=offset.stride(0), **_strides(read, write),
+                SHORT=_short(x, read), KEPT=kept, **sizes,
             )  # fmt: skip
         if kept:
             ctx.save_for_backward(x, read, write, threshold, gain, offset, place, z)
@@ -190,7 +191,7 @@ class _EditLatents(torch.autograd.Function):
             latent_tile_backward[(triton.cdiv(n, sizes["EDITS"]),)](
                 grad, grad_x, read, write, threshold.float().contiguous(), gain, z, told, place,
                 n, x.shape[1], width, n_latents, grad.stride(0), grad.stride(1), grad_x.stride(0), grad_x.stride(1),
-                *read.stride(), *write.stride(), gain.stride(0),
+                gain_edit=gain.stride(0), **_strides(read, write),
                 SHORT=_short(grad, write), STATES=wants[0], **sizes,
             )  # fmt: skip
         # What is left is small: [edit, latent]; and two thin products, if the latents themselves are trained.
@@ -211,6 +212,11 @@ class _EditLatents(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _strides(read: Tensor, write: Tensor) -> dict[str, Any]:
+    names = ("encoder_latent", "encoder_width", "atoms_latent", "atoms_width")
+    return dict(zip(names, (*read.stride(), *write.stride()), strict=True))
 
 
 def _short(states: Tensor, rows: Tensor) -> bool:
@@ -239,14 +245,13 @@ def edit_latents(
     """
     latents = {"read": read, "write": write, "bias": bias, "threshold": threshold}
     check_tensors("edit_latents", {"x": x, "gain": gain, "offset": offset}, latents)
-    n, width = len(read), x.shape[2]
-    wanted = dict.fromkeys(("read", "write"), (n, width)) | dict.fromkeys(("bias", "threshold"), (n,))
-    wanted |= dict.fromkeys(("gain", "offset"), (len(token), n))
-    for name, part in {**latents, "gain": gain, "offset": offset}.items():
-        if tuple(part.shape) != wanted[name]:
+    n, width, edits = len(read), x.shape[2], (len(token), len(read))
+    wanted = ((n, width), (n, width), (n,), (n,), edits, edits)
+    for (name, part), shape in zip({**latents, "gain": gain, "offset": offset}.items(), wanted, strict=True):
+        if tuple(part.shape) != shape:
             raise ShapeError(
                 f"edit_latents: {name} has shape {list(part.shape)}; for {n} latents, {len(token)} edits and states of "
-                f"{width} numbers it must be {list(wanted[name])}."
+                f"{width} numbers it must be {list(shape)}."
             )
     if n > MOST_LATENTS:
         raise ShapeError(f"edit_latents: {n} latents; the kernel takes up to {MOST_LATENTS}.")

@@ -111,7 +111,8 @@ def _attention(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
     generator = torch.Generator().manual_seed(0)
     d = MOST_D_HEAD if widest else 20
     shapes = ((15, 6, d), (15, 2, d), (15, 2, d), (2, 50, 2, d), (2, 50, 2, d))
-    tensors = [torch.randn(*shape, generator=generator).to(device, dtype) for shape in shapes]
+    q, k, v, before_k, before_v = (torch.randn(*shape, generator=generator).to(device, dtype) for shape in shapes)
+    wide = q.float(), k.float(), v.float(), before_k.float(), before_v.float()
     segments = [Segment(slice(0, 9), 3, 40, 3, 1), Segment(slice(9, 15), 2, 2, 3, 0)]
     rows = prefix_attention.PackedRows.of(segments, device)
     table = torch.zeros(1, 50, device=device)
@@ -122,8 +123,8 @@ def _attention(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
     with torch.no_grad():
         for options in ({}, {"softcap": 3.0, "window": 20, "edges": prefix_attention.EdgeBias(cut, table)}):
             options = {"scaling": 1.3 * d**-0.5, **options}
-            pair[0].append(fused_attention.prefix_attention(*tensors, rows, **options))
-            pair[1].append(prefix_attention.segmented(*(t.float() for t in tensors), rows, **options))
+            pair[0].append(fused_attention.prefix_attention(q, k, v, before_k, before_v, rows, **options))
+            pair[1].append(prefix_attention.segmented(*wide, rows, **options))
     return pair
 
 
