@@ -65,12 +65,16 @@ def choose(
         n_latents: latents that are edited.
         d_head: numbers of a head.
     """
-    if x.device.type == "cpu":
-        return _ON_CPU
-    if any(t.stride(-1) != 1 and t.shape[-1] > 1 for t in (x, *rows)):
-        return Path(False, "an axis that the kernel reads in one piece is not in one piece")
     dtypes = [t.dtype for t in (x, *rows, *others)]
-    return path_on(op, x.device, dtypes, size=x.numel(), rank=rank, n_latents=n_latents, d_head=d_head)
+    return path_on(
+        op, x.device, dtypes, one_piece=in_one_piece(x, *rows), size=x.numel(), rank=rank, n_latents=n_latents,
+        d_head=d_head,
+    )  # fmt: skip
+
+
+def in_one_piece(*tensors: Tensor) -> bool:
+    """Whether neighbours on the last axis are neighbours in memory."""
+    return all(t.stride(-1) == 1 or t.shape[-1] <= 1 for t in tensors)
 
 
 def path_on(
@@ -78,14 +82,17 @@ def path_on(
     device: torch.device,
     dtypes: Iterable[torch.dtype],
     *,
+    one_piece: bool = True,
     size: int | None = None,
     rank: int = 0,
     n_latents: int = 0,
     d_head: int = 0,
 ) -> Path:
-    """The way of an operation on contiguous tensors of these types; of any `size`, if none is given."""
+    """The way of an operation on tensors of these types; of any `size`, if none is given."""
     if device.type == "cpu":
         return _ON_CPU
+    if not one_piece:
+        return Path(False, "an axis that the kernel reads in one piece is not in one piece")
     if device.type != "cuda":
         return Path(False, f"no kernel for {device.type}")
     if other := [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _TYPES]:
