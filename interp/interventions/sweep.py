@@ -178,7 +178,9 @@ class PackedSweep(SweepPlan):
 
     def explain(self) -> str:
         """Rows, passes, operations and bytes, and which way edits and attention go, in words."""
-        return "\n".join([str(self.cost), *ways(self.model, self.base, (self.shared, self.plan))])
+        return "\n".join(
+            [str(self.cost), *ways(self.model.device, self.model.dtype, self.base, (self.shared, self.plan))]
+        )
 
     @torch.no_grad()
     def base_values(self) -> Tensor:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
+
 from interp.interventions.base_states import BaseStates
 from interp.interventions.packed import only_added
 from interp.interventions.plan import Plan
 from interp.kernels.path import Path, in_one_piece, path_on
-from interp.models.language_model import LanguageModel
 from interp.models.site import ATTENTION_PARTS
 
 _EXPLICIT = Path(False, "attention weights are edited there, or scores in another way than by adding to them")
 
 
-def ways(model: LanguageModel, base: BaseStates, plans: Sequence[Plan]) -> list[str]:
-    """A line for every operation that these plans take, or several where it goes several ways, with its sites."""
+def ways(device: torch.device, dtype: torch.dtype, base: BaseStates, plans: Sequence[Plan]) -> list[str]:
+    """A line for every operation that these plans take, or several where it goes several ways, with its sites.
+
+    Args:
+        device: of the model.
+        dtype: of its states.
+    """
     states = [*base.keys, *base.values]
     attention = path_on(
-        "prefix_attention", model.device, {model.dtype, *(t.dtype for t in states)}, one_piece=in_one_piece(*states),
+        "prefix_attention", device, {dtype, *(t.dtype for t in states)}, one_piece=in_one_piece(*states),
         d_head=states[0].shape[-1],
     )  # fmt: skip
     found: dict[str, dict[Path, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -29,9 +35,11 @@ def ways(model: LanguageModel, base: BaseStates, plans: Sequence[Plan]) -> list[
                 continue  # the attention kernel adds it itself
             found["prefix_attention"][_EXPLICIT].append(str(site))
         for op in ops:
-            name, way = op.way(model.device, model.dtype)
+            name, way = op.way(device, dtype)
+            if way.fused and site.part in ATTENTION_PARTS:  # whose layout hangs on the heads
+                way = Path(True, "where their keys lie in one piece")
             found[name][way].append(str(site))
-    found["prefix_attention"][attention].append("the other layers" if found["prefix_attention"] else "")
+    found["prefix_attention"][attention].append("the other layers")
     return [
         f"{name}{f' at {_few(sites)}' if len(by_way) > 1 else ''}: {way}."
         for name, by_way in sorted(found.items())

@@ -463,6 +463,7 @@ def test_the_plan_says_what_it_costs():
     assert "1 packed passes" in text and "GFLOP" in text and "MiB" in text and "× fewer" in text
     assert "savings: enter_late, skip_prefix, skip_noops, read_late, batch" in text
     assert "apply_edits: PyTorch calls (the tensors are on the CPU)." in text and "prefix_attention: PyTorch" in text
+    assert "edit_latents" not in text and "swap_subspace" not in text
     naive = plan_sweep(model, corrupted, [[]], LINEAR, exact="naive")
     assert "One plain forward pass per variant" in naive.explain()
     assert (
@@ -472,6 +473,21 @@ def test_the_plan_says_what_it_costs():
     )
     nothing = plan_sweep(model, corrupted, [[]], LINEAR)
     assert "0 rows to run, 3 answered" in nothing.explain()
+
+
+def test_a_sweep_in_half_precision_has_float32_metrics_near_those_of_float32():
+    _, corrupted = ragged()
+    answer, wrong = torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8])
+    metrics = [LogitDifference(answer, wrong), LogProbability(answer)]
+    variants = [[Scale(Site("resid_pre", layer), 0.5, positions=p)] for layer in (1, 2) for p in (2, 4)]
+    exact, half = (
+        sweep(described("llama", dtype), corrupted, variants, metrics) for dtype in (torch.float32, torch.bfloat16)
+    )
+    for metric in metrics:
+        true, found = exact.values[metric.name], half.values[metric.name]
+        assert found.dtype == half.base[metric.name].dtype == torch.float32
+        size = true.abs().max()
+        assert 0 < (found - true).abs().max() < 0.05 * size, (found - true).abs().max() / size
 
 
 def test_models_that_cannot_be_replayed_are_swept_in_whole_passes():
