@@ -143,11 +143,10 @@ def latent_tile_backward(
 def tile(n_latents: int, edits: int, split: bool) -> dict[str, Any]:
     """Sizes of a program's tile, for so many edits; larger ones where the matrix units multiply (`split`)."""
     latents = padded(n_latents, 16)
-    large = split and latents <= 64
     return {
         "SPLIT": split,
-        "EDITS": MANY_EDITS if large and edits >= MANY else FEW_EDITS,
-        "COLUMNS": 64 if large else 32 if latents <= 32 else 16,
+        "EDITS": MANY_EDITS if split and edits >= MANY else FEW_EDITS,
+        "COLUMNS": 64 if split else 32 if latents <= 32 else 16,
         "LATENTS": latents,
     }
 
@@ -162,7 +161,7 @@ class _EditLatents(torch.autograd.Function):
             ctx.mark_dirty(x)
         out = x if owned else x.clone(memory_format=torch.contiguous_format)
         n, n_latents, width = len(place), len(read), x.shape[2]
-        sizes = tile(n_latents, n, write.dtype == torch.bfloat16)
+        sizes = tile(n_latents, n, _split(x, read, write))
         kept = not owned and any(ctx.needs_input_grad)
         z = torch.empty(n if kept else 0, sizes["LATENTS"], dtype=torch.float32, device=x.device)
         if n and n_latents:
@@ -185,7 +184,7 @@ class _EditLatents(torch.autograd.Function):
         wants, n, n_latents, width = ctx.needs_input_grad, len(place), len(read), x.shape[2]
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         grad_x = grad.clone(memory_format=torch.contiguous_format) if wants[0] else grad
-        sizes = tile(n_latents, n, read.dtype == torch.bfloat16)
+        sizes = tile(n_latents, n, _split(grad, read, write))
         told = torch.zeros_like(z)
         if n and n_latents:
             latent_tile_backward[(triton.cdiv(n, sizes["EDITS"]),)](
@@ -217,6 +216,10 @@ class _EditLatents(torch.autograd.Function):
 def _strides(read: Tensor, write: Tensor) -> dict[str, Any]:
     names = ("encoder_latent", "encoder_width", "atoms_latent", "atoms_width")
     return dict(zip(names, (*read.stride(), *write.stride()), strict=True))
+
+
+def _split(*tensors: Tensor) -> bool:
+    return all(t.dtype == torch.bfloat16 for t in tensors)
 
 
 def _short(states: Tensor, rows: Tensor) -> bool:
