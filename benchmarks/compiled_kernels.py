@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from interp.kernels.fused import apply_edits, prefix_attention, swap_subspace
+from interp.kernels.fused import apply_edits, edit_latents, prefix_attention, swap_subspace
 
 HERE = Path(__file__).parent
 TABLE = HERE / "compiled_kernels.json"
@@ -41,7 +41,7 @@ TARGETS = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZE = {"fp32": 4, "bf16": 2}
-WIDTH, RANK, HEAD = 4096, 32, 128
+WIDTH, RANK, LATENTS, HEAD = 4096, 32, 32, 128
 INTEGERS = (
     "place_ptr",
     "first_ptr",
@@ -52,8 +52,21 @@ INTEGERS = (
     "tile_ptr",
     "bias_row_ptr",
 )
-FLOATS = ("keep_ptr", "grad_edit_ptr", "grad_source_ptr", "read_ptr", "told_ptr", "grad_basis_ptr", "bias_ptr")
-UNALIGNED = ("n_places", "groups", "rank", "n_tiles", "group", "window", "bias_width", "basis_width", "bias_token")
+FLOATS = (
+    "keep_ptr",
+    "grad_edit_ptr",
+    "grad_source_ptr",
+    "read_ptr",
+    "told_ptr",
+    "grad_basis_ptr",
+    "bias_ptr",
+    "threshold_ptr",
+    "z_ptr",
+)
+UNALIGNED = (
+    "n_places", "groups", "rank", "n_tiles", "group", "window", "bias_width", "basis_width", "bias_token", "n_latents",
+    "gain_edit", "offset_edit",
+)  # fmt: skip
 """Whole numbers of which the compiler may not assume that 16 divides them; those of rows and columns it may."""
 
 
@@ -95,7 +108,7 @@ class Case:
 
 
 def cases(dtype: str) -> list[Case]:
-    """Every kernel, at the sizes of an 8B model: width 4096, rank 32, heads of 128 in groups of 4."""
+    """Every kernel, at the sizes of an 8B model: width 4096, rank 32, 32 latents, heads of 128 in groups of 4."""
     places, columns = apply_edits.tile(WIDTH)
     head_places, head_columns = apply_edits.tile(HEAD)
     whole, heads = {"PLACES": places, "COLUMNS": columns}, {"PLACES": head_places, "COLUMNS": head_columns}
@@ -121,6 +134,18 @@ def cases(dtype: str) -> list[Case]:
         ]  # fmt: skip
     sizes = {name: size for name, size in swap_subspace.tile(RANK, 1, split).items() if name != "SPLIT"}
     out.append(Case("swap_basis_backward", swap_subspace.swap_basis_backward, sizes, (1,), 1, None))
+    for many in (False, True) if split else (False,):
+        sizes = edit_latents.tile(LATENTS, 10**6 if many else 1, split)
+        edits, steps = sizes["EDITS"], WIDTH / sizes["COLUMNS"]
+        made = partial(Case, elements=edits * WIDTH, rounds=(steps, steps))
+        out += [
+            made(f"latent_tile, {edits} edits", edit_latents.latent_tile,
+                 constants={"SHORT": split, "KEPT": False, **sizes},
+                 needed=lambda size, n=edits: size * (2 * n * WIDTH + 2 * WIDTH * LATENTS + 2 * n * LATENTS)),
+            made(f"latent_tile_backward, {edits} edits", edit_latents.latent_tile_backward,
+                 constants={"SHORT": split, "STATES": True, **sizes},
+                 needed=lambda size, n=edits: size * (2 * n * WIDTH + 2 * WIDTH * LATENTS) + (size + 8) * n * LATENTS),
+        ]  # fmt: skip
     for name, flags in (("", (False, False, False)), (", window, cap and cut edges", (True, True, True))):
         sizes = prefix_attention.tile(4, HEAD, DTYPES[dtype], flags[2])
         constants = dict(zip(("CAPPED", "WINDOWED", "BIASED"), flags, strict=True)) | sizes
@@ -132,7 +157,8 @@ def compiled(case: Case, dtype: str, target: GPUTarget) -> triton.compiler.Compi
     """The kernel's code for a target."""
     names = case.kernel.arg_names
     signature, constants, facts = {}, dict(case.constants), {}
-    constants |= {name: 1 for name in names if name == "basis_rank"}  # the columns of a row are neighbours
+    # The columns of a row are neighbours.
+    constants |= {name: 1 for name in names if name in ("basis_rank", "encoder_width", "atoms_width")}
     for i, name in enumerate(names):
         if name in constants:
             signature[name] = "constexpr"

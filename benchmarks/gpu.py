@@ -6,7 +6,7 @@
 
 Each line is one operation at one size. "Largest difference" is against the reference in float64, over its largest number.
 GB/s counts the bytes that the operation needs (docs/kernels.md), so that it can be held against the card's bandwidth.
-"By hand" is what hooks do: a Python loop with one indexed assignment per edit. The last lines are a whole sweep of
+"By hand" is what hooks do: a Python loop with one indexed assignment per edit; for latents, the whole dictionary encoded. The last lines are a whole sweep of
 SmolLM2-135M, once by the kernels and once by PyTorch calls. Ends with exit status 1 if a kernel disagrees.
 """
 
@@ -22,7 +22,7 @@ import torch
 import typer
 from report import machine, report
 
-from interp.kernels import apply_edits, path, prefix_attention, swap_subspace
+from interp.kernels import apply_edits, edit_latents, path, prefix_attention, swap_subspace
 from interp.kernels.segment_attention import Segment
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -116,6 +116,45 @@ def swaps(device: torch.device, dtype: torch.dtype, tokens: int, width: int, rep
     return line("swap_subspace, step", f"{tokens} × {width}, rank {rank}", step(fused), exact, ways, bytes_, repeats)
 
 
+def latents(device: torch.device, dtype: torch.dtype, tokens: int, width: int, repeats: int) -> dict[str, Any]:
+    """16 latents changed at every token, JumpReLU, in a matrix of one's own."""
+    from interp.kernels.fused.edit_latents import edit_latents as fused
+
+    generator = torch.Generator().manual_seed(0)
+    n, dictionary = 16, 8 * width
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    # What is read is exact in float32: no order of adding decides which latents are on.
+    x, encoder = ((4 * normal(*s)).round().div(4).to(device, dtype) for s in ((tokens, 1, width), (dictionary, width)))
+    atoms = (normal(dictionary, width) / width**0.5).to(device, dtype)
+    bias, threshold = (torch.full((n,), value).to(device, dtype) for value in (0.25, 0.53125))
+    gain, offset = normal(tokens, n).to(device, dtype), torch.zeros(tokens, n).to(device, dtype)
+    token, group = torch.arange(tokens), torch.zeros(tokens, dtype=torch.long)
+    own = encoder[:n], atoms[:n], bias, threshold, gain, offset
+    exact = edit_latents.vectorised(x.double(), token, group, *(t.double() for t in own))
+
+    def by_hand() -> torch.Tensor:
+        z = x[:, 0] @ encoder.T
+        active = torch.where(z > threshold[0], z, 0)
+        changed = active.clone()
+        changed[:, :n] *= gain
+        return x + (changed - active)[:, None] @ atoms
+
+    eager = edit_latents.vectorised
+    call = (x, token, group, *own)
+    found = fused(*call)
+    ways = {
+        "kernel": partial(fused, *call, owned=True),
+        "eager": partial(eager, *call, owned=True),
+        "compiled": partial(torch.compile(eager, dynamic=True), *call),
+        "by hand": by_hand,
+    }
+    size, bytes_ = f"{n} of {dictionary}, {tokens} × {width}", (2 * tokens + 2 * n) * width * x.element_size()
+    return line("edit_latents", size, found, exact, ways, bytes_, repeats)
+
+
 def attention(device: torch.device, dtype: torch.dtype, rows: int, prefix: int, repeats: int) -> dict[str, Any]:
     """Rows of 16 tokens behind one prefix, 32 query heads, 8 key heads of 128 (of 16 at tiny sizes)."""
     from interp.kernels.fused.prefix_attention import prefix_attention as fused
@@ -193,6 +232,7 @@ def main(only: str = "", width: int = 4096, repeats: int = 20, tiny: bool = Fals
     width = 96 if tiny else width
     calls = [partial(edits, tokens=n, width=width) for n in tokens if only in ("", "apply_edits")]
     calls += [partial(swaps, tokens=n, width=width) for n in tokens if only in ("", "swap_subspace")]
+    calls += [partial(latents, tokens=n, width=width) for n in tokens if only in ("", "edit_latents")]
     calls += [partial(attention, rows=n, prefix=prefix) for n, prefix in rows if only in ("", "prefix_attention")]
     # Triton's interpreter multiplies the bits of bfloat16 (triton issue 11584).
     types = ALLOWED if device.type == "cuda" else (torch.float32, torch.float16)

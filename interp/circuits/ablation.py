@@ -37,7 +37,7 @@ from interp.errors import InterpError, PairError, nearest
 from interp.interventions.run import run
 from interp.models.prompts import Prompts
 from interp.progress import Progress, silent
-from interp.tasks.metrics import Metric, NegativeKL
+from interp.tasks.metrics import Metric, NegativeKL, log_probabilities
 from interp.tasks.pairs import EncodedTask, Task
 
 ABLATIONS = ("resample", "resample-other", "mean", "zero", "optimal")
@@ -159,7 +159,7 @@ class Cut:
             weights[site] = mean[:1].clone().requires_grad_()
             groups.append({"params": [weights[site]], "lr": self.ablation.rate * float(mean[0].square().mean().sqrt())})
         optimiser = torch.optim.Adam(groups)
-        metric: Metric = NegativeKL(run(model, clean).last_logits().log_softmax(-1))
+        metric: Metric = NegativeKL(log_probabilities(run(model, clean).last_logits()))
 
         def constants(n: int) -> Terms:
             return Terms(model, {site: x.expand(n, *x.shape[1:]) for site, x in weights.items()}, True)

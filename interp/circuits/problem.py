@@ -18,7 +18,14 @@ from interp.interventions.run import run
 from interp.models.language_model import LanguageModel
 from interp.models.prompts import Prompts
 from interp.results import provenance
-from interp.tasks.metrics import DIFFERENTIABLE, LogitDifference, Metric, Readout, named_metric
+from interp.tasks.metrics import (
+    DIFFERENTIABLE,
+    LogitDifference,
+    Metric,
+    Readout,
+    log_probabilities,
+    named_metric,
+)
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
 
 Pairs = Task | PromptPair | EncodedTask
@@ -140,4 +147,4 @@ def checked_direction(direction: str) -> str:
 
 
 def _log_probabilities(model: LanguageModel, prompts: Prompts) -> Float[Tensor, "example d_vocab"]:
-    return run(model, prompts).last_logits().log_softmax(-1)
+    return log_probabilities(run(model, prompts).last_logits())

@@ -252,8 +252,11 @@ class Chunk:
             states = query, key, value, self.base.keys[layer], self.base.values[layer]
             options = attention_options(attn.config, how)
             edited = scores in self.rows.sites or pattern in self.rows.sites
-            if layout.packed is not None and pattern not in self.rows.sites and self._only_added(scores):
-                options.pop("softmax_dtype")  # the kernel's is float32
+            if (
+                layout.packed is not None
+                and pattern not in self.rows.sites
+                and only_added(self.rows.sites.get(scores, ()))
+            ):
                 z = prefix_attention(*states, layout.packed, edges=self._added_scores(scores), **options)
             elif layout.stacks is not None and not edited and options.pop("window", None) is None:
                 z = stacked_attention(*states, layout.stacks, **options)
@@ -356,10 +359,6 @@ class Chunk:
                 x = op.select(inside).apply(x, at[inside], owned=owned)
         return x
 
-    def _only_added(self, scores: Site) -> bool:
-        """Whether the edits of a layer's scores, if any, only add to them."""
-        return all(op.affine and not op.live and (op.keep == 1).all() for op in self.rows.sites.get(scores, ()))
-
     def _added_scores(self, scores: Site) -> EdgeBias | None:
         """What those edits add, summed where several act on one query."""
         token, head, added = [], [], []
@@ -421,6 +420,11 @@ class Chunk:
         sites = [site for site in self.rows.sites if site.part in _INSIDE_MODULES]
         sites.sort(key=lambda site: (site.layer or 0, LAYER_PARTS.index(site.part)))
         return [(str(site), self.model.tap(site), watch(site)) for site in sites]
+
+
+def only_added(ops: Iterable[Ops]) -> bool:
+    """Whether edits only add to what they find: what the attention kernel can take of a layer's scores."""
+    return all(op.affine and not op.live and bool((op.keep == 1).all()) for op in ops)
 
 
 def needed_sites(edited: Iterable[Site], n_layers: int) -> set[Site]:

@@ -37,7 +37,9 @@ from interp.interventions.edits import (
     Value,
 )
 from interp.kernels.apply_edits import apply_edits
-from interp.kernels.modulate import modulate, where_open, with_norm_of
+from interp.kernels.edit_latents import edit_latents
+from interp.kernels.kept import where_open, with_norm_of
+from interp.kernels.path import Path, in_one_piece, path_on
 from interp.kernels.swap_subspace import swap_subspace
 from interp.models.denoiser import Denoiser
 from interp.models.hooks import refuse_held
@@ -131,6 +133,17 @@ class Ops:
         """The edits n times, one after the other."""
         return replace(self, **{name: np.tile(column, n) for name, column in self.columns.items()})
 
+    def way(self, device: torch.device, dtype: torch.dtype) -> tuple[str, Path]:
+        """The operation of `interp.kernels` by which `apply` edits states of this type, and which way it goes there."""
+        if (latents := self.form.latents) is not None:
+            dtypes = [dtype, self.table.dtype, *(part.dtype for part in _parts(latents))]
+            return "edit_latents", path_on("edit_latents", device, dtypes, n_latents=len(latents))
+        dtypes, one_piece = [dtype, self.table.dtype], in_one_piece(self.table)
+        if (basis := self.form.basis) is not None:
+            rank = basis.shape[1]
+            return "swap_subspace", path_on("swap_subspace", device, dtypes, one_piece=one_piece, rank=rank)
+        return "apply_edits", path_on("apply_edits", device, dtypes, one_piece=one_piece)
+
     def apply(self, x: Tensor, token: Index, *, owned: bool = False) -> Tensor:
         """`x` [token, head, width] (or [token, width]) after the edits, each at its `token`.
 
@@ -153,7 +166,7 @@ class Ops:
         if form.latents is not None:
             read, write, bias, threshold = (part.to(x.device) for part in _parts(form.latents))
             gain, offset = self.table[row.to(self.table.device)].to(x.device).tensor_split(2, -1)
-            return modulate(x, at, group, read, write, bias, threshold, gain, offset)
+            return edit_latents(x, at, group, read, write, bias, threshold, gain, offset, owned)
         # Attention rows end with the last live key; what an operand says about later keys is moot.
         table = self.table[:, : x.shape[-1]]
         if form.basis is not None:

@@ -38,7 +38,7 @@ from interp.interventions.schedule import (
     schedule,
 )
 from interp.interventions.sweep_plan import SweepPlan, Swept
-from interp.kernels.path import OPERATIONS, path_on
+from interp.interventions.ways import ways
 from interp.models.block import Blocks
 from interp.models.denoiser import Denoiser
 from interp.models.language_model import LanguageModel
@@ -177,10 +177,10 @@ class PackedSweep(SweepPlan):
         return cls(model, prompts, readout, plan.n_variants, parts, cost, plan, shared, base, rows, savings)
 
     def explain(self) -> str:
-        """Rows, passes, operations and bytes, and which way edits, swaps and attention go, in words."""
-        d_head = self.base.keys[0].shape[-1]
-        ways = {op: path_on(op, self.model.device, [self.model.dtype], d_head=d_head) for op in OPERATIONS}
-        return "\n".join([str(self.cost), *(f"{op}: {way}." for op, way in ways.items())])
+        """Rows, passes, operations and bytes, and which way edits and attention go, in words."""
+        return "\n".join(
+            [str(self.cost), *ways(self.model.device, self.model.dtype, self.base, (self.shared, self.plan))]
+        )
 
     @torch.no_grad()
     def base_values(self) -> Tensor:

@@ -85,6 +85,7 @@ def prefix_attention(
     scaling: float,
     softcap: float | None = None,
     window: int | None = None,
+    softmax_dtype: torch.dtype | None = None,
     edges: EdgeBias | None = None,
 ) -> Float[Tensor, "token head d_head"]:
     """Attention output of every packed token: causal, over the base run's keys and then the row's own.
@@ -95,6 +96,7 @@ def prefix_attention(
 
     Args:
         window: a query sees at most this many keys, itself included.
+        softmax_dtype: as in `segment_attention`. The kernel's weights are float32 in any case.
         edges: what is added to scores, after the cap.
     """
     path = choose("prefix_attention", query, key, value, prefix_key, prefix_value, d_head=query.shape[-1])
@@ -106,8 +108,9 @@ def prefix_attention(
             scaling=scaling, softcap=softcap, window=window, edges=edges,
         )  # fmt: skip
     return segmented(
-        query, key, value, prefix_key, prefix_value, rows, scaling=scaling, softcap=softcap, window=window, edges=edges
-    )
+        query, key, value, prefix_key, prefix_value, rows,
+        scaling=scaling, softcap=softcap, window=window, softmax_dtype=softmax_dtype, edges=edges,
+    )  # fmt: skip
 
 
 def segmented(
@@ -121,6 +124,7 @@ def segmented(
     scaling: float,
     softcap: float | None = None,
     window: int | None = None,
+    softmax_dtype: torch.dtype | None = None,
     edges: EdgeBias | None = None,
 ) -> Tensor:
     """The reference: `segment_attention`."""
@@ -138,5 +142,6 @@ def segmented(
 
     return segment_attention(
         query, key, value, prefix_key, prefix_value, rows.segments,
-        scaling=scaling, softcap=softcap, window=window, edit_scores=None if edges is None else add,
+        scaling=scaling, softcap=softcap, window=window, softmax_dtype=softmax_dtype,
+        edit_scores=None if edges is None else add,
     )  # fmt: skip

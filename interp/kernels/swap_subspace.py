@@ -34,7 +34,7 @@ def swap_subspace(
         owned: as in `apply_edits`.
     """
     owned = owned and not torch.is_grad_enabled()
-    if choose("swap_subspace", x, source, rank=basis.shape[-1]).fused:
+    if choose("swap_subspace", x, source, others=(basis,), rank=basis.shape[-1]).fused:
         from interp.kernels.fused.swap_subspace import swap_subspace as fused
 
         return fused(x, token, group, source, basis, row, rotation, owned)

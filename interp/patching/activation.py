@@ -43,7 +43,7 @@ from interp.patching.pictures import PicturePatchResult, patch_pictures
 from interp.progress import Progress, silent
 from interp.results import Result, provenance
 from interp.statistics import mean_effect, recovered, smallest_p
-from interp.tasks.metrics import METRICS, Metric, named_metric
+from interp.tasks.metrics import METRICS, Metric, log_probabilities, named_metric
 from interp.tasks.pairs import EncodedTask, PromptPair, Task
 from interp.tasks.swaps import PicturePair, PictureTask
 
@@ -371,7 +371,7 @@ class _PatchGroup:
         self.width = int(task.clean.lengths.max())
 
     def _log_probabilities(self) -> Tensor:
-        return run(self.model, self.clean).last_logits().log_softmax(-1)
+        return log_probabilities(run(self.model, self.clean).last_logits())
 
     def run(self, exact: Savings | Literal["naive"], budget: int, progress: Progress, checkpoint: Path | None):
         """(metric → [axes…, example], clean and corrupted metric → [example], cost)."""

@@ -2,7 +2,8 @@
 
 A metric says what it reads: at which positions (a prompt's last token, unless it names others) and
 which columns of the vocabulary. The engine computes nothing else: a logit difference needs two columns
-of the unembedding at one position. Metrics never average; statistics do.
+of the unembedding at one position. Metrics never average; statistics do. Whatever type the logits
+come in, a readout hands them over in float32 at least: a probability rounded to eight bits would say little.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ class Metric(Protocol):
     def __call__(self, logits: Float[Tensor, "row read column"], example: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Values of rows whose prompt is `example`; `logits` holds `columns`, or the vocabulary."""
         ...
+
+
+def log_probabilities(logits: Float[Tensor, "... d_vocab"]) -> Float[Tensor, "... d_vocab"]:
+    """Of every token, in nats; in float32 at least, whatever type the logits come in."""
+    return _wide(logits).log_softmax(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,7 +254,8 @@ class Readout:
     def values(
         self, logits: Float[Tensor, "row read column"], example: Int[Tensor, "row"]
     ) -> Float[Tensor, "metric row"]:
-        """Every metric, from logits of `columns` (or of the vocabulary)."""
+        """Every metric, in float32 at least, from logits of `columns` (or of the vocabulary)."""
+        logits = _wide(logits)
         out, start = [], 0
         for metric in self.metrics:
             own = logits

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models.described import FAMILIES, captured, described, hooks_on, parts_of, ragged
+from models.tiny import tiny
 
 from interp.errors import InterpError, ShapeError
 from interp.interventions import packed
@@ -16,6 +17,7 @@ from interp.interventions.edits import Ablate, Add, Gate, Knockout, Latents, Mod
 from interp.interventions.run import run
 from interp.interventions.schedule import Savings, bytes_per_token
 from interp.interventions.sweep import PackedSweep, forward_bytes, plan_sweep, sweep
+from interp.models.load import describe
 from interp.models.site import ATTENTION_PARTS, HEAD_PARTS, LAYER_PARTS, Site
 from interp.tasks.metrics import (
     Accuracy,
@@ -463,6 +465,7 @@ def test_the_plan_says_what_it_costs():
     assert "1 packed passes" in text and "GFLOP" in text and "MiB" in text and "× fewer" in text
     assert "savings: enter_late, skip_prefix, skip_noops, read_late, batch" in text
     assert "apply_edits: PyTorch calls (the tensors are on the CPU)." in text and "prefix_attention: PyTorch" in text
+    assert "edit_latents" not in text and "swap_subspace" not in text
     naive = plan_sweep(model, corrupted, [[]], LINEAR, exact="naive")
     assert "One plain forward pass per variant" in naive.explain()
     assert (
@@ -472,6 +475,19 @@ def test_the_plan_says_what_it_costs():
     )
     nothing = plan_sweep(model, corrupted, [[]], LINEAR)
     assert "0 rows to run, 3 answered" in nothing.explain()
+
+
+def test_a_sweep_in_half_precision_has_float32_metrics_near_those_of_float32():
+    _, corrupted = ragged()
+    answer, wrong = torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8])
+    metrics = [LogitDifference(answer, wrong), LogProbability(answer)]
+    variants = [[Scale(Site("resid_pre", layer), 0.5, positions=p)] for layer in (1, 2) for p in (2, 4)]
+    short = describe(tiny("llama").to(torch.bfloat16), None, "half")
+    exact, half = (sweep(model, corrupted, variants, metrics) for model in (described("llama"), short))
+    for metric in metrics:
+        true, found = exact.values[metric.name], half.values[metric.name]
+        assert found.dtype == half.base[metric.name].dtype == torch.float32
+        assert 0 < (found - true).abs().max() < 0.02 * true.abs().max()
 
 
 def test_models_that_cannot_be_replayed_are_swept_in_whole_passes():

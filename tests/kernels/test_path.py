@@ -35,10 +35,12 @@ def test_a_gpu_takes_the_kernel_if_it_can(tried, monkeypatch):
     for found, why in (
         (path_on("apply_edits", CUDA, [torch.float32, torch.float64]), "no kernel for float64"),
         (path_on("swap_subspace", CUDA, F32, rank=129), "rank 129; the kernel takes up to 128"),
+        (path_on("edit_latents", CUDA, F32, n_latents=65), "65 latents; the kernel takes up to 64"),
         (path_on("prefix_attention", CUDA, F32, d_head=512), "heads of 512; the kernel takes up to 256"),
         (path_on("apply_edits", torch.device("xpu"), F32), "no kernel for xpu"),
         (choose("apply_edits", torch.zeros(3, 2, device="meta").T), "not in one piece"),
         (choose("apply_edits", torch.zeros(3, 2, device="meta")), "no kernel for meta"),
+        (choose("swap_subspace", torch.zeros(3, 2, device="meta"), others=[torch.zeros(3, 2).T]), "no kernel for meta"),
     ):
         assert not found.fused and why in found.why
     monkeypatch.setitem(path.FUSED_FROM, "apply_edits", 100)
@@ -55,12 +57,12 @@ def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
 
     fresh = path._tried.__wrapped__
     x = torch.ones(3)
-    monkeypatch.setitem(trial.TRIALS, "apply_edits", lambda device: ([x], [x + 1e-6]))
+    monkeypatch.setitem(trial.TRIALS, "apply_edits", lambda *case: ([x], [x + 1e-6]))
     assert fresh("apply_edits", CUDA).fused
     for broken, why in (
-        (lambda device: ([x], [x * 1.01]), "differed from the PyTorch calls by 0.0099"),
-        (lambda device: ([x * torch.nan], [x]), "differed"),
-        (lambda device: _raise(), "does not run there .RuntimeError: no kernel image"),
+        (lambda *case: ([x], [x * 1.01]), "differed from the PyTorch calls by 0.0099"),
+        (lambda *case: ([x * torch.nan], [x]), "differed"),
+        (lambda *case: _raise(), "does not run there .RuntimeError: no kernel image"),
     ):
         monkeypatch.setitem(trial.TRIALS, "apply_edits", broken)
         with pytest.warns(UserWarning, match=f"kernel of apply_edits is not used on cuda:0: .*{why}"):

@@ -189,6 +189,8 @@ def prefix_attention(
 ) -> Tensor:
     """As `interp.kernels.prefix_attention.prefix_attention`, in one launch. It records no gradient.
 
+    Its weights are float32 in any case: there is no `softmax_dtype`.
+
     Raises:
         InterpError: an element type that is not float32, float16 or bfloat16; tensors on several devices.
         ShapeError: element types or shapes that differ; a last axis that is not contiguous; heads wider than 256

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from interp.errors import ShapeError
 from interp.kernels.fused.launch import check_count, check_indices, check_lengths, check_tensors, padded, uploaded
+from interp.kernels.fused.product import product
 from interp.kernels.path import MOST_RANK
 
 FEW_EDITS, MANY_EDITS = 16, 64
@@ -26,21 +27,6 @@ FEW_EDITS, MANY_EDITS = 16, 64
 
 MANY = 64 * 128
 """Edits from which on tiles of many still give every one of about 130 multiprocessors its own. Not yet timed."""
-
-
-@triton.jit
-@no_type_check
-def product(a, b, SPLIT: tl.constexpr):
-    """A @ b in float32's precision. With SPLIT, b is exact in bfloat16, and a goes in as two bfloat16 numbers.
-
-    A product of float32 is not taken by the matrix units at full precision; the two halves of a are.
-    """
-    if SPLIT:
-        high = a.to(tl.bfloat16)
-        low = (a - high.to(tl.float32)).to(tl.bfloat16)
-        half = b.to(tl.bfloat16)
-        return tl.dot(high, half) + tl.dot(low, half)
-    return tl.dot(a, b.to(tl.float32), input_precision="ieee")
 
 
 @triton.jit

@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from interp.kernels import apply_edits, prefix_attention, swap_subspace
+from interp.kernels import apply_edits, edit_latents, prefix_attention, swap_subspace
 from interp.kernels.fused import apply_edits as fused_edits
+from interp.kernels.fused import edit_latents as fused_latents
 from interp.kernels.fused import prefix_attention as fused_attention
 from interp.kernels.fused import swap_subspace as fused_swap
+from interp.kernels.path import MOST_D_HEAD, MOST_LATENTS, MOST_RANK
 from interp.kernels.segment_attention import Segment
 
-TOLERANCE = 1e-4
-"""Of the largest number: twenty times what float32 has been seen to differ by, far below what a fault makes."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2}
+"""Of the largest number: twenty times what float32 has been seen to differ by, and two units in the last place of
+bfloat16; far below what a fault makes."""
+
+CASES = ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True))
+"""Element type, and whether the tile is as wide as the kernel has them. Not tried: float16, and tiles of many edits."""
+
+Pair = tuple[list[Tensor], list[Tensor]]
+Way = Callable[..., Tensor]
 
 
 def disagreement(op: str, device: torch.device) -> str | None:
@@ -24,78 +33,99 @@ def disagreement(op: str, device: torch.device) -> str | None:
 
     A kernel that cannot be compiled or launched there is wrong too, whatever Triton and the driver raise then.
     """
-    try:
-        # Whatever the caller does around its first call, the verdict is for good.
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            fused, reference = TRIALS[op](device)
-    except (TritonError, RuntimeError, ValueError, OSError, ImportError, SubprocessError) as error:
-        said = next(iter(str(error).splitlines()), "")
-        return f"it does not run there ({type(error).__name__}: {said})"
-    for found, expected in zip(fused, reference, strict=True):
-        error = float((found - expected).abs().max() / expected.abs().max())
-        if not error <= TOLERANCE:
-            return f"it differed from the PyTorch calls by {error:.2g} of the largest number"
+    for dtype, widest in CASES:
+        try:
+            # Whatever the caller does around its first call, the verdict is for good.
+            with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+                fused, reference = TRIALS[op](device, dtype, widest)
+        except (TritonError, RuntimeError, ValueError, OSError, ImportError, SubprocessError) as error:
+            said = next(iter(str(error).splitlines()), "")
+            return f"it does not run there ({type(error).__name__}: {said})"
+        for found, expected in zip(fused, reference, strict=True):
+            error = float((found.float() - expected).abs().max() / expected.abs().max())
+            if not error <= TOLERANCE[dtype]:
+                name = str(dtype).removeprefix("torch.")
+                return f"it differed from the PyTorch calls by {error:.2g} of the largest number, in {name}"
     return None
 
 
-Pair = tuple[list[Tensor], list[Tensor]]
+def _with_gradients(fused: Way, reference: Way, inputs: list[Tensor], dtype: torch.dtype) -> Pair:
+    """Results and gradients of the kernel, and of the PyTorch calls in float32 from the same numbers."""
+    rounded = [x.to(dtype) for x in inputs]
+    pair: Pair = ([], [])
+    with torch.enable_grad():
+        for way, given, out in ((fused, dtype, pair[0]), (reference, torch.float32, pair[1])):
+            own = [x.to(given).clone().requires_grad_() for x in rounded]
+            result = way(*own)
+            out += [result.detach(), *torch.autograd.grad((result * result).sum(), own)]
+    return pair
 
 
-def _gradients(way: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    own = [x.clone().requires_grad_() for x in inputs]
-    out = way(*own)
-    return [out.detach(), *torch.autograd.grad((out * out).sum(), own)]
-
-
-def _edits(device: torch.device) -> Pair:
+def _edits(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
     generator = torch.Generator().manual_seed(0)
-    x, operand = (torch.randn(*shape, generator=generator).to(device) for shape in ((9, 3, 70), (5, 70)))
+    width = fused_edits.TILE + 5 if widest else 70
+    x, operand = (torch.randn(*shape, generator=generator).to(device) for shape in ((9, 3, width), (5, width)))
     token, group = torch.tensor([0, 8, 0, 3, 0]), torch.tensor([1, 2, 1, 0, 1])
     keep, row, wave = torch.tensor([1.0, 0.0, -0.5, 1.0, 1.0]), torch.arange(5), torch.tensor([0, 0, 1, 0, 2])
 
-    def call(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(way: Way) -> Way:
         return lambda x, operand: way(x, token, group, keep, operand, row, wave)
 
-    with torch.enable_grad():
-        return (
-            _gradients(call(fused_edits.apply_edits), [x, operand]),
-            _gradients(call(apply_edits.vectorised), [x, operand]),
-        )
+    return _with_gradients(call(fused_edits.apply_edits), call(apply_edits.vectorised), [x, operand], dtype)
 
 
-def _swap(device: torch.device) -> Pair:
+def _swap(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
     generator = torch.Generator().manual_seed(0)
-    x, source = (torch.randn(*shape, generator=generator).to(device) for shape in ((40, 1, 70), (7, 70)))
-    basis = torch.linalg.qr(torch.randn(2, 70, 5, generator=generator)).Q.to(device)
-    token, group, row = torch.arange(33), torch.zeros(33, dtype=torch.long), torch.arange(33) % 7
-    rotation = (torch.arange(33) > 4).long()
+    width, rank, edits = (MOST_RANK + 1, MOST_RANK, 9) if widest else (70, 5, 33)
+    x, source = (torch.randn(*shape, generator=generator).to(device) for shape in ((40, 1, width), (7, width)))
+    basis = torch.linalg.qr(torch.randn(2, width, rank, generator=generator)).Q.to(device)
+    token, group, row = torch.arange(edits), torch.zeros(edits, dtype=torch.long), torch.arange(edits) % 7
+    rotation = (torch.arange(edits) > 4).long()
 
-    def call(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(way: Way) -> Way:
         return lambda x, source, basis: way(x, token, group, source, basis, row, rotation)
 
-    with torch.enable_grad():
-        return (
-            _gradients(call(fused_swap.swap_subspace), [x, source, basis]),
-            _gradients(call(swap_subspace.vectorised), [x, source, basis]),
+    return _with_gradients(call(fused_swap.swap_subspace), call(swap_subspace.vectorised), [x, source, basis], dtype)
+
+
+def _latents(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    width, n, edits = (75, MOST_LATENTS, 9) if widest else (70, 5, 33)
+    shapes = ((40, 1, width), (n, width), (n, width), (n,), (edits, n), (edits, n))
+    x, read, write, bias, gain, offset = (torch.randn(*s, generator=generator).to(device) for s in shapes)
+    # Exact in bfloat16, as is what they read: no rounding decides which latents are on.
+    x, read, bias = (torch.round(4 * t) / 4 for t in (x, read, bias))
+    threshold = torch.linspace(-4, 4, n, device=device).mul(16).round().add(0.5).div(16)
+    token, group = torch.arange(edits), torch.zeros(edits, dtype=torch.long)
+
+    def call(way: Way) -> Way:
+        return lambda x, read, write, bias, gain, offset: way(
+            x, token, group, read, write, bias, threshold, gain, offset
         )
 
+    inputs = [x, read, write, bias, gain, offset]
+    return _with_gradients(call(fused_latents.edit_latents), call(edit_latents.vectorised), inputs, dtype)
 
-def _attention(device: torch.device) -> Pair:
+
+def _attention(device: torch.device, dtype: torch.dtype, widest: bool) -> Pair:
     generator = torch.Generator().manual_seed(0)
-    shapes = ((15, 6, 20), (15, 2, 20), (15, 2, 20), (2, 50, 2, 20), (2, 50, 2, 20))
-    q, k, v, before_k, before_v = (torch.randn(*shape, generator=generator).to(device) for shape in shapes)
+    d = MOST_D_HEAD if widest else 20
+    shapes = ((15, 6, d), (15, 2, d), (15, 2, d), (2, 50, 2, d), (2, 50, 2, d))
+    q, k, v, before_k, before_v = (torch.randn(*shape, generator=generator).to(device, dtype) for shape in shapes)
+    wide = q.float(), k.float(), v.float(), before_k.float(), before_v.float()
     segments = [Segment(slice(0, 9), 3, 40, 3, 1), Segment(slice(9, 15), 2, 2, 3, 0)]
     rows = prefix_attention.PackedRows.of(segments, device)
     table = torch.zeros(1, 50, device=device)
     table[0, 1] = -torch.inf
     cut = torch.full((15, 6), -1, dtype=torch.int32, device=device)
     cut[::2] = 0
-    pairs: Pair = ([], [])
+    pair: Pair = ([], [])
     with torch.no_grad():
         for options in ({}, {"softcap": 3.0, "window": 20, "edges": prefix_attention.EdgeBias(cut, table)}):
-            for way, out in zip((fused_attention.prefix_attention, prefix_attention.segmented), pairs, strict=True):
-                out.append(way(q, k, v, before_k, before_v, rows, scaling=0.3, **options))
-    return pairs
+            options = {"scaling": 1.3 * d**-0.5, **options}
+            pair[0].append(fused_attention.prefix_attention(q, k, v, before_k, before_v, rows, **options))
+            pair[1].append(prefix_attention.segmented(*wide, rows, **options))
+    return pair
 
 
-TRIALS = {"apply_edits": _edits, "swap_subspace": _swap, "prefix_attention": _attention}
+TRIALS = {"apply_edits": _edits, "swap_subspace": _swap, "edit_latents": _latents, "prefix_attention": _attention}

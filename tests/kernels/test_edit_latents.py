@@ -1,4 +1,4 @@
-"""Edits that read the state, against loops."""
+"""Edits that read the state they change, against loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import torch
 
 from interp.kernels.apply_edits import apply_edits
-from interp.kernels.modulate import modulate, where_open, with_norm_of
+from interp.kernels.edit_latents import edit_latents
+from interp.kernels.kept import where_open, with_norm_of
 
 
 def _case(seed, tokens=5, groups=3, width=4, edits=7):
@@ -24,7 +25,7 @@ def _latents(generator, n=3, width=4):
     return read, write, bias, torch.tensor([0.0, 0.5, -math.inf], dtype=torch.float64)
 
 
-def test_modulate_is_a_loop_over_edits_and_latents():
+def test_it_is_a_loop_over_edits_and_latents():
     x, token, group, _, generator = _case(7)
     read, write, bias, threshold = _latents(generator)
     gain, offset = (torch.randn(len(token), 3, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -37,10 +38,12 @@ def test_modulate_is_a_loop_over_edits_and_latents():
             for k in range(4):
                 expected[t, g, k] += (gain[e, i] * a + offset[e, i] - a) * write[i, k]
     assert 0 < active < 3 * len(token)  # thresholds decide something
-    found = modulate(x, token, group, read, write, bias, threshold, gain, offset)
+    found = edit_latents(x, token, group, read, write, bias, threshold, gain, offset)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     assert torch.equal(x, before)
-    nothing = modulate(x, token, group, read, write, bias, threshold, torch.ones_like(gain), torch.zeros_like(offset))
+    nothing = edit_latents(
+        x, token, group, read, write, bias, threshold, torch.ones_like(gain), torch.zeros_like(offset)
+    )
     assert torch.equal(nothing, x)
 
 
@@ -91,7 +94,7 @@ def test_gradients_flow_through_modulation_gates_and_kept_norms():
     gain = torch.full((3, 2), 2.0, dtype=torch.float64)
 
     def whole(x, write, gain):
-        new = with_norm_of(x, modulate(x, token, group, read, write, bias, threshold, gain, gain), token, group)
+        new = with_norm_of(x, edit_latents(x, token, group, read, write, bias, threshold, gain, gain), token, group)
         return where_open(x, new, token, group, read[0], -0.2)
 
     inputs = [t.clone().requires_grad_() for t in (x, write, gain)]

@@ -1,4 +1,4 @@
-"""Edits that read the state they change: latents by their activation, a length kept, a condition.
+"""What an edited state keeps of the one that was there: its length, or, where a gate is shut, everything.
 
 Half-precision states are read and edited in float32, and rounded once.
 """
@@ -8,30 +8,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-
-def modulate(
-    x: Float[Tensor, "token group width"],
-    token: Int[Tensor, "edit"],
-    group: Int[Tensor, "edit"],
-    read: Float[Tensor, "latent width"],
-    write: Float[Tensor, "latent width"],
-    bias: Float[Tensor, "latent"],
-    threshold: Float[Tensor, "latent"],
-    gain: Float[Tensor, "edit latent"],
-    offset: Float[Tensor, "edit latent"],
-) -> Float[Tensor, "token group width"]:
-    """`x ← x + Σ_i (gain_i a_i + offset_i − a_i) write_i` at the given places, into a new tensor.
-
-    a_i = z_i where z_i = x · read_i + bias_i exceeds threshold_i, else 0. Costs 4 · latent · width operations a place,
-    whatever the size of the dictionary that they come from.
-    """
-    token, group = token.to(x.device), group.to(x.device)
-    old = _wide(x[token, group])
-    z = old @ read.to(old).T + bias.to(old)
-    active = torch.where(z > threshold.to(old), z, torch.zeros_like(z))
-    new = old + (gain.to(old) * active + offset.to(old) - active) @ write.to(old)
-    return x.index_put((token, group), new.to(x.dtype))
 
 
 def with_norm_of(
