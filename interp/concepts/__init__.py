@@ -5,6 +5,8 @@ from interp.concepts.clamped import Clamping
 from interp.concepts.coded_rows import CodedRows, coded_rows
 from interp.concepts.concept_graph import concept_graph
 from interp.concepts.dissection import DissectionResult, dissect
+from interp.concepts.graph_edits import graph_edits, graph_edits_on
+from interp.concepts.graph_response import GraphResponse, graph_response
 from interp.concepts.graph_result import Comparison, ConceptGraph
 from interp.concepts.graph_truth import GraphScore, frequency_tree, score_graph
 from interp.concepts.hierarchies import ConceptHierarchy, latent_hierarchy, selection_hierarchy
@@ -29,6 +31,7 @@ __all__ = [
     "ConceptLevel",
     "Directions",
     "DissectionResult",
+    "GraphResponse",
     "GraphScore",
     "IdentifiabilityResult",
     "LabelEffects",
@@ -43,6 +46,9 @@ __all__ = [
     "concept_graph",
     "dissect",
     "frequency_tree",
+    "graph_edits",
+    "graph_edits_on",
+    "graph_response",
     "identifiability",
     "label_effects",
     "label_latents",
