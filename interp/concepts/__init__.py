@@ -15,6 +15,7 @@ from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
 from interp.concepts.minimality import Learning, learn_levels
+from interp.concepts.page import browse_graph
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
 from interp.concepts.units import Channels, Directions, Units
@@ -41,6 +42,7 @@ __all__ = [
     "UnitEffectResult",
     "Units",
     "atlas",
+    "browse_graph",
     "cell_labels",
     "coded_rows",
     "concept_graph",

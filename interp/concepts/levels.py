@@ -71,9 +71,8 @@ class ConceptLevel:
 
     @property
     def mark(self) -> str:
-        """A digest that no other dictionary has."""
-        d = self.dictionary
-        return fingerprint([d.kind, d.settings(), d.state_dict()])
+        """Of its dictionary: `mark_of`."""
+        return mark_of(self.dictionary)
 
     def when(self, branch: Branch) -> When | None:
         """The pass of a denoising run that the level belongs to."""
@@ -95,6 +94,11 @@ class ConceptLevel:
     def bin_(self) -> int:
         """The step bin of its dictionary that it belongs to."""
         return 0 if self.step is None else self.dictionary.read.bin_of(self.step)
+
+
+def mark_of(dictionary: Dictionary) -> str:
+    """A digest that no other dictionary has."""
+    return fingerprint([dictionary.kind, dictionary.settings(), dictionary.state_dict()])
 
 
 def matryoshka_levels(dictionary: Matryoshka, steps: Sequence[int]) -> list[ConceptLevel]:
