@@ -390,7 +390,7 @@ def test_a_latent_steers_text_beside_a_random_direction(speaking, fitted, monkey
     steered = ["concepts", "steer", str(fitted / "l0"), "The cat sat", "--latent", str(latent), "--tokens", "4"]
     found = CliRunner().invoke(app, [*steered, "--dose", "2,40", "--html", str(tmp_path / "s.html")])
     assert found.exit_code == 0, found.output
-    usual = rows.of(latent)[1].mean()  # of the mean code where it is on, twice and forty times
+    usual = float(rows.of(latent)[1].mean())  # of the mean code where it is on, twice and forty times
     for dose in (0, 2, 40):
         push = interp.Add(interp.Site("resid_post", 0), dictionary.directions([latent])[0].double(), dose * usual)
         text = interp.generate(speaking, "The cat sat", [push], max_new_tokens=4, temperature=0.7).texts[0]
@@ -409,7 +409,7 @@ def test_graphs_and_latents_of_pictures(monkeypatch, tmp_path) -> None:
     untrained = load(new_pipeline(new_text_encoder(), new_unet()), name="untrained")
     monkeypatch.setattr("interp.load", lambda name: untrained)
     folder, page, png = str(tmp_path / "f"), tmp_path / "g.html", tmp_path / "s.png"
-    small = ["--site", "mid.0.block_out", "--latents", "12", "--k", "3", "--steps", "4", "--batch", "64", "--n", "3"]
+    small = ["--site", "mid.0.block_out", "--latents", "12", "--k", "3", "--steps", "4", "--batch", "64", "--n", "2"]
     commands = [
         ["fit", folder, *small],
         ["graph", folder, "--steps", "0,1", *GRAPH, "--n", "2", "--top", "2", "--html", str(page), "--no-labels"],

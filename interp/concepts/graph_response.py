@@ -54,7 +54,10 @@ class GraphResponse(Result):
         return f"{values}{held} · {p['model']}"
 
     def r2(self) -> float:
-        """How well the graph foretold the nodes that follow: 1 − Σ(m − p)² / Σ(m − m̄)²; NaN with fewer than two."""
+        """How well the graph foretold the nodes that follow: 1 − Σ(m − p)² / Σ(m − m̄)²; NaN with fewer than two.
+
+        Below 0 it says nothing where nothing follows: all measurements are then about 0.
+        """
         own = (self.data["part"].values == "follows") & ~np.isnan(self.data["measured"].values)
         return explained(*(self.data[name].values[own] for name in ("predicted", "measured")))
 
