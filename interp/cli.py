@@ -751,8 +751,8 @@ def graph(
             else _sampled(loaded, opened[0][0], n, seed)
         )  # fmt: skip
         found = interp.concept_graph(
-            loaded, inputs, levels, quantile=quantile, shuffles=shuffles, clamping=Clamping(examples, draws=draws, seed=seed),
-            progress=told,
+            loaded, inputs, levels, quantile=quantile, shuffles=shuffles,
+            clamping=Clamping(examples, draws=draws, seed=seed), progress=told,
         )  # fmt: skip
         if html is not None:
             browse_graph(html, found, _atlases(loaded, opened, levels, rows, labels, told))
