@@ -874,7 +874,7 @@ def steer_latent(
         store, dictionary = _opened(folder, loaded)
         ours = _concept(store, dictionary, latent, coded_rows(dictionary, store.activations(), bar), seed)
         ways = {f"latent {latent}": ours, "random direction": random_concept(ours, seed)}
-        title = f"{prompt!r}, {form} latent {latent} of {store.sites[0]}"
+        title = f"{prompt!r}: {form} latent {latent} of {store.sites[0]}"
         where = {} if of_texts else {"when": interp.When(branch=interp.Branch.COND)}
         edits = {
             (way, dose): getattr(one, form)(dose, **({} if form == "multiply" else {"unit": "gap"}), **where)
@@ -897,7 +897,7 @@ def steer_latent(
             arrays = {name: np.stack([np.asarray(picture) for picture in some]) for name, some in columns.items()}
             figure = picture_grid(arrays, rows=[f"noise {i}" for i in seeds], title=title)
         if html is not None:
-            write_report(html, title, [(title, [], figure)])
+            write_report(html, "Steered by a latent", [(title, [], figure)])
         if png is not None:
             write_png(figure, png)
         for path in (html, png):
