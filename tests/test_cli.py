@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -406,7 +407,7 @@ def test_graphs_and_latents_of_pictures(monkeypatch, tmp_path) -> None:
     from interp.shapes.pipeline import new_pipeline, new_text_encoder, new_unet
 
     torch.manual_seed(0)
-    untrained = load(new_pipeline(new_text_encoder(), new_unet()), name="untrained")
+    untrained = replace(load(new_pipeline(new_text_encoder(), new_unet()), name="untrained"), steps=3)
     monkeypatch.setattr("interp.load", lambda name: untrained)
     folder, page, png = str(tmp_path / "f"), tmp_path / "g.html", tmp_path / "s.png"
     small = ["--site", "mid.0.block_out", "--latents", "12", "--k", "3", "--steps", "4", "--batch", "64", "--n", "2"]
