@@ -788,6 +788,8 @@ def _levels(
     rows: dict[str, CodedRows] = {}
     for (store, dictionary), step, some in zip(opened, at, asked, strict=True):
         site = store.sites[0]
+        if step is not None and step not in store.kept_steps:
+            raise InterpError(f"Step {step} was not harvested; there are {store.kept_steps}.")
         if site not in rows:
             rows[site] = coded_rows(dictionary, store.activations(), told)
         if some is None:
@@ -857,9 +859,7 @@ def steer_latent(
 ) -> None:
     """Steer by a latent: the model as it is, at each dose, and under a random direction of the same size."""
     import interp
-    from interp.concepts import coded_rows
     from interp.plots import picture_grid, write_png, write_report
-    from interp.progress import bar
     from interp.steering import random_concept
 
     with _told():
@@ -872,7 +872,7 @@ def steer_latent(
         if not of_texts and png is None and html is None:
             raise InterpError(f"{model} makes pictures: say where they go, with --png or --html.")
         store, dictionary = _opened(folder, loaded)
-        ours = _concept(store, dictionary, latent, coded_rows(dictionary, store.activations(), bar), seed)
+        ours = _concept(store, dictionary, latent, seed)
         ways = {f"latent {latent}": ours, "random direction": random_concept(ours, seed)}
         title = f"{prompt!r}: {form} latent {latent} of {store.sites[0]}"
         where = {} if of_texts else {"when": interp.When(branch=interp.Branch.COND)}
@@ -905,7 +905,7 @@ def steer_latent(
                 console.print(f"wrote {path}", markup=False)
 
 
-def _concept(store: Store, dictionary: Dictionary, latent: int, rows: CodedRows, seed: int) -> Concept:
+def _concept(store: Store, dictionary: Dictionary, latent: int, seed: int) -> Concept:
     """A latent as a concept whose gap is its mean code where it is on, so that a dose of 1 is on as usual.
 
     Every row of the harvest is an example: those where it is on are the positive ones, as many others are negative.
@@ -913,10 +913,12 @@ def _concept(store: Store, dictionary: Dictionary, latent: int, rows: CodedRows,
     import torch
 
     from interp import Site
+    from interp.concepts import coded_rows
+    from interp.progress import bar
     from interp.steering import Measured, concept_of_latent
 
-    unit = dictionary.unit(latent)
-    on = rows.of(latent)[0]
+    unit = dictionary.unit(latent)  # before the work: some kinds have none
+    on = coded_rows(dictionary, store.activations(), bar).of(latent)[0]
     off = np.setdiff1d(np.arange(len(store)), on)
     if not len(on) or not len(off):
         raise InterpError(f"Latent {latent} is on in {len(on)} of {len(store)} rows, so it has no usual strength.")

@@ -426,6 +426,7 @@ def test_graphs_and_latents_of_pictures(monkeypatch, tmp_path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
     for options, message in (
         (["graph", folder, *GRAPH], "a single folder and --steps"),
+        (["graph", folder, "--steps", "0,3"], "Step 3 was not harvested; there are [0, 1, 2]"),
         (["steer", folder, "a red circle", "--latent", "0"], "say where they go, with --png or --html"),
     ):
         found = CliRunner().invoke(app, ["concepts", *options])
