@@ -91,7 +91,7 @@ function tokens(words, by) {
 // -- the concept graph -----------------------------------------------------------------------------------------
 
 const graph = page.graph, weight = graph && Object.keys(graph.edgeMeaning)[0];
-const BOX = {width: 190, height: 22, pitch: 29, between: 150, head: 30}, MOST_EDGES = 500;
+const BOX = {width: 190, height: 22, pitch: 29, between: 150, head: 30}, MOST_EDGES = 500, MOST_ROWS = 1000;
 const bySize = (edges) => edges.slice().sort((a, b) => Math.abs(b[weight]) - Math.abs(a[weight]));
 const nodeTitle = (node) => node.label ? `${node.latent} · ${node.label}` : String(node.latent);
 const weightsOf = (edge) => Object.entries(graph.edgeMeaning).map(([key, name]) => `${name} ${short(edge[key])}`).join(", ");
@@ -169,7 +169,7 @@ function edgeTable(name, ends, edges) {
   return make("table", {class: name},
     make("thead", {}, make("tr", {}, ...ends.map((end) => make("th", {}, ends.length === 1 ? name : end)),
       ...Object.values(graph.edgeMeaning).map((column) => make("th", {class: "number"}, column)))),
-    make("tbody", {}, ...bySize(edges).slice(0, 1000).map((edge) => make("tr", {}, ...ends.map((end) => make("td", {}, link(edge[end]))),
+    make("tbody", {}, ...bySize(edges).slice(0, MOST_ROWS).map((edge) => make("tr", {}, ...ends.map((end) => make("td", {}, link(edge[end]))),
       ...Object.keys(graph.edgeMeaning).map((key) => make("td", {class: "number"}, short(edge[key])))))));
 }
 
@@ -179,11 +179,11 @@ function wholeGraph() {
   const columns = graph.levels.map((_, level) => numbers.filter((i) => graph.nodes[i].level === level));
   const left = graph.nodes.length - numbers.length, n = graph.edges.length;
   const note = [n > MOST_EDGES ? `The ${MOST_EDGES} strongest of ${n} edges are drawn.` : "",
-    left ? `${left} of ${graph.nodes.length} concepts have none of them and are left out.` : ""].filter(Boolean).join(" ");
+    left ? `${left} of ${graph.nodes.length} concepts have no such edge and are left out.` : ""].filter(Boolean).join(" ");
   return make("section", {id: "graph"}, make("h2", {}, `Concept graph: ${n} edge${n === 1 ? "" : "s"}`),
     ...(kept.length ? [picture(ordered(columns, kept), graph.levels.map((level) => level.name), kept)] : []),
     ...(note ? [make("p", {class: "soft"}, note)] : []),
-    ...(n ? [make("details", {}, make("summary", {}, "All edges in a table"), edgeTable("edges", ["parent", "child"], graph.edges))] : []));
+    ...(n ? [make("details", {}, make("summary", {}, n > MOST_ROWS ? `The ${MOST_ROWS} strongest edges in a table` : "All edges in a table"), edgeTable("edges", ["parent", "child"], graph.edges))] : []));
 }
 
 function neighbourhood(number) {

@@ -129,7 +129,7 @@ def test_it_loads_searches_sorts_and_follows_an_edge(chromium, tmp_path):
         "start": "A dictionary", "all": 2, "found": [f"early/3 · {EVIL}"], "sorted": ["#late%20%25%2F3", "#early%2F3"],
         # early 5 stands above early 3, so that no edges cross
         "heads": ["early", "late %"], "nodes": ["5", f"3 · {EVIL}", "3", "4"], "edges": 3, "lowers": 1,
-        "left": ["1 of 5 concepts have none of them and are left out."],
+        "left": ["1 of 5 concepts have no such edge and are left out."],
         "hover": "early/5 → late %/3\nmeasured -0.1, predicted –", "faint": [True, False, False],
         "concept": f"early, latent 3: {EVIL}", "token": [EVIL], "around": [f"3 · {EVIL}", "3", "4"], "here": [f"3 · {EVIL}"],
         "child": "late %, latent 3", "parents": [f"early/3 · {EVIL}"], "title": "A dictionary", "errors": [],
