@@ -3,12 +3,14 @@
     python benchmarks/dictionary_scores.py --out out/scores
 
 Scenes of variant A are rendered, brought to one noise level, and shown to the denoiser once with their captions; a row is
-a quarter of a picture, with one object or none. Dictionaries are trained on the cells of other pictures. The control is the
-same with a model of random weights. Activations and dictionaries are kept in the folder, and made once.
+a quarter of a picture, with one object or none. Dictionaries are trained on the cells of other pictures; those of several
+sites are crosscoders. The control is the same with a model of random weights. Activations and dictionaries are kept in the
+folder, and made once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,10 @@ from interp.shapes.render import render
 from interp.shapes.scene import factors_of, sample_scenes
 from interp.tasks.known_factors import quarters
 
-SITE, TIMESTEP = "up.1.1.block_out", 699
-TRAINING_SEED, SCORING_SEED = 1, 2
+SITES = ("down.1.0.cross_attn_out", "up.1.0.cross_attn_out", "up.1.1.cross_attn_out", "up.1.1.block_out")
+TIMESTEP = 499
+TRAINING_SEED, SCORING_SEED = 1, 3
+"""Sites, timestep and sizes were chosen on scenes of seed 2."""
 
 
 def untrained() -> Denoiser:
@@ -39,15 +43,15 @@ def untrained() -> Denoiser:
     return interp.load(new_pipeline(new_text_encoder(), new_unet()))
 
 
-def cells(model: Denoiser, n: int, seed: int, site: str, timestep: int) -> torch.Tensor:
-    """Activations [picture · cell, channel] of rendered scenes."""
+def cells(model: Denoiser, n: int, seed: int, sites: Sequence[str], timestep: int) -> torch.Tensor:
+    """Activations [picture · cell, channel] of rendered scenes; sites side by side."""
     scenes = sample_scenes(n, seed)
     parts = []
     for start in range(0, n, 100):
         some = scenes[start : start + 100]
         given = noised(model, render(some), timestep, seed=1000 * seed + start)
         sampling = model.sampling([full_caption(scene) for scene in some], seeds=0)
-        parts.append(OneStep(model, sampling, given.states, site).values)
+        parts.append(torch.cat([OneStep(model, sampling, given.states, site).values for site in sites], -1))
     return torch.cat(parts).flatten(0, 1)
 
 
@@ -81,33 +85,35 @@ def main(
     out: Path = Path("out/scores"),
     pictures: int = 1500,
     scored: int = 600,
-    sizes: str = "64,256,1024",
-    k: int = 8,
-    steps: int = 800,
-    batch: int = 1024,
+    sizes: str = "128,256,512",
+    k: int = 10,
+    steps: int = 3000,
+    batch: int = 512,
     learning_rate: float = 2e-3,
     threads: int = 1,
-    site: str = SITE,
+    sites: str = ",".join(SITES),
     timestep: int = TIMESTEP,
     data_only: bool = False,
 ) -> None:
     set_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     model = interp.load("shapes")
-    mark = f"{site}-{timestep}"
+    places = sites.split(",")
+    mark = f"{'+'.join(places)}-{timestep}"
     x = kept(
-        out / f"train-{mark}-{pictures}.safetensors", lambda: cells(model, pictures, TRAINING_SEED, site, timestep)
+        out / f"train-{mark}-{pictures}.safetensors", lambda: cells(model, pictures, TRAINING_SEED, places, timestep)
     )
-    held = kept(out / f"score-{mark}-{scored}.safetensors", lambda: cells(model, scored, SCORING_SEED, site, timestep))
+    held = kept(out / f"score-{mark}-{scored}.safetensors", lambda: cells(model, scored, SCORING_SEED, places, timestep))
     control = [
         kept(
-            out / f"{name}-untrained-{mark}-{n}.safetensors", lambda n=n, s=s: cells(untrained(), n, s, site, timestep)
+            out / f"{name}-untrained-{mark}-{n}.safetensors", lambda n=n, s=s: cells(untrained(), n, s, places, timestep)
         )
         for name, n, s in (("train", pictures, TRAINING_SEED), ("score", scored, SCORING_SEED))
     ]
     if data_only:
         return
-    reads = [dic.Standardisation.from_moments(dic.Moments.of(rows), [site]) for rows in (x, control[0])]
+    widths = [model.width_of(model.check(site)) for site in places]
+    reads = [dic.Standardisation.from_moments(dic.Moments.of(rows), places, widths) for rows in (x, control[0])]
     training = dic.Training(steps=steps, batch=batch, learning_rate=learning_rate, dead_after=50_000)
     name = f"{mark}-k{k}-s{steps}-lr{learning_rate:g}"
     found = {}
@@ -144,11 +150,13 @@ def main(
             print(label, score, {str(v): round(float(x.sel(value=v)), 2) for v in x["value"].values})
     write_png(scores.plot(), out / f"scores-{name}.png")
     print(atom_stability(again))
+    print(machine())
+    if len(places) > 1:
+        return  # the loss is measured with a reconstruction at one site
     some = sample_scenes(128, SCORING_SEED + 1)
     spliced = splice_pictures(model, found, [full_caption(scene) for scene in some], render(some), timestep)
     spliced.save(out / f"splice-{name}.nc")
     print(spliced)
-    print(machine())
 
 
 if __name__ == "__main__":
