@@ -784,12 +784,13 @@ def _levels(
     asked = [None] * len(opened) if latents is None else latents.split("/")
     if len(asked) != len(opened):
         raise InterpError(f"--latents {latents!r} is of {len(asked)} levels, and there are {len(opened)}.")
+    for (store, _), step in zip(opened, at, strict=True):
+        if step is not None and step not in store.kept_steps:
+            raise InterpError(f"Step {step} was not harvested; there are {store.kept_steps}.")
     levels: list[ConceptLevel] = []
     rows: dict[str, CodedRows] = {}
     for (store, dictionary), step, some in zip(opened, at, asked, strict=True):
         site = store.sites[0]
-        if step is not None and step not in store.kept_steps:
-            raise InterpError(f"Step {step} was not harvested; there are {store.kept_steps}.")
         if site not in rows:
             rows[site] = coded_rows(dictionary, store.activations(), told)
         if some is None:
