@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from interp.errors import InterpError, nearest
 
@@ -19,7 +22,13 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
     from interp.circuits import Circuit, EdgeScores, Evaluation
+    from interp.concepts import Atlas, CodedRows, ConceptLevel
+    from interp.dictionaries import Dictionary, Store
+    from interp.models.denoiser import Denoiser, Sampling
+    from interp.models.language_model import LanguageModel
+    from interp.models.prompts import Prompts
     from interp.results import Result
+    from interp.steering import Concept
     from interp.tasks import Task
 
 app = typer.Typer(
@@ -689,8 +698,255 @@ def show(
             found = found.with_(token_effects(loaded, dictionary, store.sites[0], shown, amounts, progress=told))
         if html is not None:
             found.browse(html)
-            console.print(f"wrote {html}", markup=False)
+            _say(f"wrote {html}", as_json)
         _deliver(found, found.title, None, as_json, out, png)
+
+
+@concepts.command()
+def graph(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Of `interp concepts fit`, in the order of computation; of pictures one, with --steps."),
+    ],
+    latents: Annotated[
+        str | None, typer.Option(help="Of each level, such as 3,17/5,77; the most frequent if not given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many latents a level has, if they are not given.")] = 8,
+    density: Annotated[float, typer.Option(help="Those are on in at most this share of the rows.")] = 0.1,
+    steps: Annotated[str | None, typer.Option(help="Of denoising, one for each level, such as 3,10.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A text file, one text a line; Python's manual if not given.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Texts, or prompts of the harvest of pictures.")] = 40,
+    context: Annotated[int, typer.Option(help="Tokens of each text that are read.")] = 48,
+    examples: Annotated[int, typer.Option(help="Places at which each parent is clamped.")] = 24,
+    draws: Annotated[int, typer.Option(help="Directions of chance for each parent.")] = 25,
+    shuffles: Annotated[int, typer.Option(help="Exchanges of examples, of the statistical null.")] = 25,
+    quantile: Annotated[float, typer.Option(help="Of its null, above which a weight counts.")] = 0.99,
+    labels: Annotated[
+        bool, typer.Option(help="Whether the page suggests labels of a vocabulary, and tests them.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of places, directions and exchanges; of pictures the first noise.")] = 0,
+    model: Model = "smollm2-135m",
+    html: Annotated[Path | None, typer.Option(help="Write the concept browser here, with the graph drawn.")] = None,
+    as_json: Json = False,
+    out: Out = None,
+    png: Png = None,
+) -> None:
+    """Which concepts compose which? Edges between the latents of several sites, or of several steps of denoising."""
+    import interp
+    from interp.concepts import Clamping, browse_graph
+    from interp.progress import bar, silent
+
+    with _told():
+        told, loaded = silent if as_json else bar, interp.load(model)
+        opened = [_opened(folder, loaded) for folder in folders]
+        of_texts = isinstance(loaded, interp.LanguageModel)
+        if of_texts == (steps is not None) or (len(folders) > 1 and not of_texts):
+            raise InterpError("A graph of texts takes several folders, one of pictures a single folder and --steps.")
+        at = [None] * len(opened) if steps is None else _numbers("--steps", steps)
+        levels, rows = _levels(opened * (1 if of_texts else len(at)), at, latents, top, density, told)
+        inputs = (
+            _cut(loaded, _texts(texts, n), context) if isinstance(loaded, interp.LanguageModel)
+            else _sampled(loaded, opened[0][0], n, seed)
+        )  # fmt: skip
+        found = interp.concept_graph(
+            loaded, inputs, levels, quantile=quantile, shuffles=shuffles,
+            clamping=Clamping(examples, draws=draws, seed=seed), progress=told,
+        )  # fmt: skip
+        if html is not None:
+            browse_graph(html, found, _atlases(loaded, opened, levels, rows, labels, told))
+            _say(f"wrote {html}", as_json)
+        _deliver(found, found.title, None, as_json, out, png)
+
+
+def _opened(folder: Path, loaded: Any) -> tuple[Store, Dictionary]:
+    """What `interp concepts fit` left.
+
+    Raises:
+        InterpError: a harvest of another model; a folder without one.
+    """
+    from interp import dictionaries as dic
+
+    store, dictionary = dic.Store.open(folder / "store"), dic.load(folder / "dictionary")
+    if store.about.get("weights") != loaded.weights_hash:
+        raise InterpError(f"{folder} was harvested from {store.about.get('model')}, which is not this {loaded.name}.")
+    return store, dictionary
+
+
+def _levels(
+    opened: Sequence[tuple[Store, Dictionary]], at: Sequence[int | None], latents: str | None, top: int,
+    density: float, told: Any,
+) -> tuple[list[ConceptLevel], dict[str, CodedRows]]:  # fmt: skip
+    """A level of each dictionary at its step, with the latents asked for; and by site the codes of its harvest."""
+    from interp.concepts import ConceptLevel, coded_rows
+
+    asked = [None] * len(opened) if latents is None else latents.split("/")
+    if len(asked) != len(opened):
+        raise InterpError(f"--latents {latents!r} is of {len(asked)} levels, and there are {len(opened)}.")
+    for (store, _), step in zip(opened, at, strict=True):
+        if step is not None and step not in store.kept_steps:
+            raise InterpError(f"Step {step} was not harvested; there are {store.kept_steps}.")
+    levels: list[ConceptLevel] = []
+    rows: dict[str, CodedRows] = {}
+    for (store, dictionary), step, some in zip(opened, at, asked, strict=True):
+        site = store.sites[0]
+        if site not in rows:
+            rows[site] = coded_rows(dictionary, store.activations(), told)
+        if some is None:
+            step_of = store.label("step").numpy() if step is not None else None
+            share = rows[site].share(np.ones(len(store), bool) if step_of is None else step_of == step)
+            common = [i for i in np.argsort(-share, kind="stable").tolist() if 0 < share[i] <= density]
+            if not common:
+                raise InterpError(f"No latent of {site} is on in at most {density:g} of the rows; raise --density.")
+            chosen = sorted(common[:top])
+        else:
+            chosen = _numbers("--latents", some)
+        levels.append(ConceptLevel(site if step is None else f"step {step}", dictionary, chosen, step))
+    return levels, rows
+
+
+def _cut(model: LanguageModel, texts: Sequence[str], context: int) -> Prompts:
+    """The first tokens of texts."""
+    from interp.models.prompts import from_token_lists
+
+    whole = [model.tokenizer(text).input_ids[:context] for text in texts]
+    return from_token_lists(model.tokenizer, [ids for ids in whole if len(ids) > 1], device=model.device)
+
+
+def _sampled(model: Denoiser, store: Store, n: int, seed: int) -> Sampling:
+    """The first prompts of a harvest, each in a noise of its own, with its steps and guidance."""
+    prompts = store.texts("prompts")[:n]
+    given = model.sampling(prompts, steps=store.about["steps"], guidance=store.about["guidance"])
+    return replace(given, seeds=tuple(range(seed, seed + len(given))))
+
+
+def _atlases(
+    model: Any, opened: Sequence[tuple[Store, Dictionary]], levels: Sequence[ConceptLevel],
+    rows: Mapping[str, CodedRows], labels: bool, told: Any,
+) -> dict[str, Atlas]:  # fmt: skip
+    """The atlas of every level; steps of one dictionary share theirs."""
+    from interp.concepts import atlas, cell_labels, label_latents, token_labels
+
+    found: dict[str, Atlas] = {}
+    for store, dictionary in opened:
+        own = [level for level in levels if level.dictionary is dictionary]
+        shown, coded = sorted({int(i) for level in own for i in level.latents}), rows[store.sites[0]]
+        of_texts = store.about.get("inputs") == "texts"
+        made = atlas(dictionary, store, model if of_texts else None, latents=shown, rows=coded, progress=told)
+        if labels:
+            held = token_labels(store, model) if of_texts else cell_labels(store)
+            group = store.label("text" if of_texts else "picture").numpy()
+            made = made.with_(label_latents(coded, held, group, shown, progress=told))
+        found |= {level.name: made for level in own}
+    return found
+
+
+@concepts.command("steer")
+def steer_latent(
+    folder: Annotated[Path, typer.Argument(help="Of `interp concepts fit`.")],
+    prompt: Annotated[str, typer.Argument(help="A text to continue, or that asks for pictures.")],
+    latent: Annotated[int, typer.Option(help="Its number.")],
+    doses: Annotated[
+        str, typer.Option("--doses", "--dose", help="In the latent's usual code where it is on; of multiply, factors.")
+    ] = "1,2,4",
+    form: Annotated[str, typer.Option(help="add; clamp, whatever its code was; or multiply, where it is on.")] = "add",
+    tokens: Annotated[int, typer.Option(help="New tokens of each continuation.")] = 30,
+    n: Annotated[int, typer.Option(help="Pictures.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the draws, the noise and the random direction.")] = 0,
+    model: Model = "smollm2-135m",
+    html: Html = None,
+    png: Png = None,
+) -> None:
+    """Steer by a latent: the model as it is, at each dose, and under a random direction of the same size."""
+    import interp
+    from interp.plots import picture_grid, write_png, write_report
+    from interp.steering import random_concept
+
+    with _told():
+        if form not in (forms := ("add", "clamp", "multiply")):
+            raise InterpError(f"There is no form {form!r}." + nearest(form, forms))
+        numbers, loaded = _doses(doses), interp.load(model)
+        of_texts = isinstance(loaded, interp.LanguageModel)
+        if of_texts and png is not None:
+            raise InterpError(f"{model} writes texts: there is no picture for --png.")
+        if not of_texts and png is None and html is None:
+            raise InterpError(f"{model} makes pictures: say where they go, with --png or --html.")
+        store, dictionary = _opened(folder, loaded)
+        ours = _concept(store, dictionary, latent, seed)
+        ways = {f"latent {latent}": ours, "random direction": random_concept(ours, seed)}
+        title = f"{prompt!r}: {form} latent {latent} of {store.sites[0]}"
+        where = {} if of_texts else {"when": interp.When(branch=interp.Branch.COND)}
+        edits = {
+            (way, dose): getattr(one, form)(dose, **({} if form == "multiply" else {"unit": "gap"}), **where)
+            for way, one in ways.items() for dose in numbers
+        }  # fmt: skip
+        if isinstance(loaded, interp.LanguageModel):
+            shown = _continuations(loaded, prompt, edits, tokens, seed)
+            table = Table("dose", *ways, title=Text(title), show_lines=True)
+            for dose, *cells in shown.itertuples(index=False):
+                table.add_row(dose, *map(Text, cells))
+            console.print(table)
+            figure: Any = shown
+        else:
+            settings = {"steps": store.about["steps"], "guidance": store.about["guidance"]}
+            seeds = range(seed, seed + n)
+            columns = {"unsteered": interp.run(loaded, prompt, seeds=seeds, **settings).pictures()} | {
+                f"{way}, {dose:g}": interp.steer(loaded, some)(prompt, seeds=seeds, **settings)
+                for (way, dose), some in edits.items()
+            }
+            arrays = {name: np.stack([np.asarray(picture) for picture in some]) for name, some in columns.items()}
+            figure = picture_grid(arrays, rows=[f"noise {i}" for i in seeds], title=title)
+        if html is not None:
+            write_report(html, "Steered by a latent", [(title, [], figure)])
+        if png is not None:
+            write_png(figure, png)
+        for path in (html, png):
+            if path is not None:
+                console.print(f"wrote {path}", markup=False)
+
+
+def _concept(store: Store, dictionary: Dictionary, latent: int, seed: int) -> Concept:
+    """A latent as a concept whose gap is its mean code where it is on, so that a dose of 1 is on as usual.
+
+    Every row of the harvest is an example: those where it is on are the positive ones, as many others are negative.
+    """
+    import torch
+
+    from interp import Site
+    from interp.concepts import coded_rows
+    from interp.progress import bar
+    from interp.steering import Measured, concept_of_latent
+
+    unit = dictionary.unit(latent)  # before the work: some kinds have none
+    on = coded_rows(dictionary, store.activations(), bar).of(latent)[0]
+    off = np.setdiff1d(np.arange(len(store)), on)
+    if not len(on) or not len(off):
+        raise InterpError(f"Latent {latent} is on in {len(on)} of {len(store)} rows, so it has no usual strength.")
+    drawn = np.random.default_rng(seed).choice(off, min(len(off), len(on)), replace=False)
+    chosen = torch.from_numpy(np.concatenate([on, drawn]))
+    states = store.activations().batch(chosen).x.float()
+    found = Measured(Site.parse(store.sites[0]), states[None], torch.arange(len(chosen)), len(chosen))
+    positive, negative = range(len(on)), range(len(on), len(chosen))
+    return concept_of_latent(f"latent {latent}", unit, found, positive, negative)
+
+
+def _continuations(
+    model: LanguageModel, prompt: str, edits: Mapping[tuple[str, float], Any], tokens: int, seed: int
+) -> pandas.DataFrame:
+    """A row without edits, and one for each dose with a column for each way."""
+    import pandas
+
+    import interp
+
+    settings = {"max_new_tokens": tokens, "temperature": 0.7, "seed": seed}
+    plain = interp.generate(model, prompt, **settings).texts[0]
+    ways, doses = (list(dict.fromkeys(names)) for names in zip(*edits, strict=True))
+    rows = [{"dose": "unsteered"} | dict.fromkeys(ways, plain)]
+    for dose in doses:
+        told = {way: interp.steer(model, edits[way, dose]).generate(prompt, **settings).texts[0] for way in ways}
+        rows.append({"dose": f"{dose:g}"} | told)
+    return pandas.DataFrame(rows)
 
 
 @app.command()

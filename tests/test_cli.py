@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from interp import Result
@@ -332,3 +337,121 @@ def test_concepts_are_fitted_and_shown(tmp_path) -> None:
     for command, message in wrong:
         found = CliRunner().invoke(app, ["concepts", *command])
         assert found.exit_code == 2 and message in " ".join(found.output.split()), found.output
+
+
+@pytest.fixture(scope="module")
+def fitted(speaking, tmp_path_factory):
+    """A folder of `interp concepts fit` for each of two layers."""
+    folder = tmp_path_factory.mktemp("fitted")
+    (folder / "texts.txt").write_text("\n".join(f"Cat number {i} sat, <b>and</b> the dog barked." for i in range(30)))
+    small = ["--latents", "16", "--k", "4", "--steps", "4", "--batch", "64", "--texts", str(folder / "texts.txt")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("interp.load", lambda name: speaking)
+        for layer in (0, 2):
+            options = [str(folder / f"l{layer}"), "--site", f"L{layer}.resid_post", *small]
+            found = CliRunner().invoke(app, ["concepts", "fit", *options])
+            assert found.exit_code == 0, found.output
+    return folder
+
+
+GRAPH = ["--n", "6", "--examples", "2", "--draws", "4", "--shuffles", "4", "--quantile", "0.5", "--density", "1"]
+
+
+def test_a_graph_of_two_sites_and_its_page(speaking, fitted, monkeypatch, tmp_path) -> None:
+    from interp.concepts import ConceptGraph
+
+    monkeypatch.setattr("interp.load", lambda name: speaking)
+    files = {name: tmp_path / f"g.{name}" for name in ("html", "nc")}
+    written = ["--html", str(files["html"]), "--out", str(files["nc"]), "--texts", str(fitted / "texts.txt")]
+    both = [str(fitted / "l0"), str(fitted / "l2")]
+    found = CliRunner().invoke(app, ["concepts", "graph", *both, *GRAPH, "--top", "3", *written])
+    assert found.exit_code == 0, found.output
+    graph = Result.load(files["nc"])
+    assert isinstance(graph, ConceptGraph) and graph.data.sizes["node"] == 6
+    assert graph.data["level"].values.tolist() == ["L0.resid_post"] * 3 + ["L2.resid_post"] * 3
+    assert "L0.resid_post → L2.resid_post" in found.output
+    page = json.loads(re.search(r'id="data">(.*?)</script>', files["html"].read_text("utf-8"), re.DOTALL)[1])
+    assert [one["name"] for one in page["graph"]["nodes"]] == graph.names and "<b>" not in files["html"].read_text()
+    asked = ["--latents", "1,5/0:2", "--json", "--no-labels"]
+    found = CliRunner().invoke(app, ["concepts", "graph", *both, *GRAPH, *asked, *written[-2:]])
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["data"]["coords"]["latent"]["values"] == [1, 5, 0, 1]
+
+
+def test_a_latent_steers_text_beside_a_random_direction(speaking, fitted, monkeypatch, tmp_path) -> None:
+    import interp
+    from interp.concepts import coded_rows
+    from interp.dictionaries import Store, load
+
+    monkeypatch.setattr("interp.load", lambda name: speaking)
+    monkeypatch.setattr("interp.cli.console", Console(width=400))
+    store, dictionary = Store.open(fitted / "l0" / "store"), load(fitted / "l0" / "dictionary")
+    rows = coded_rows(dictionary, store.activations())
+    latent = int(np.argmax(rows.count * (rows.count < len(store))))
+    steered = ["concepts", "steer", str(fitted / "l0"), "The cat sat", "--latent", str(latent), "--tokens", "4"]
+    found = CliRunner().invoke(app, [*steered, "--dose", "2,40", "--html", str(tmp_path / "s.html")])
+    assert found.exit_code == 0, found.output
+    usual = float(rows.of(latent)[1].mean())  # of the mean code where it is on, twice and forty times
+    for dose in (0, 2, 40):
+        push = interp.Add(interp.Site("resid_post", 0), dictionary.directions([latent])[0].double(), dose * usual)
+        text = interp.generate(speaking, "The cat sat", [push], max_new_tokens=4, temperature=0.7).texts[0]
+        assert " ".join(text.split()) in " ".join(found.output.replace("│", " ").split())
+    assert "random direction" in found.output and "unsteered" in (tmp_path / "s.html").read_text()
+    found = CliRunner().invoke(app, [*steered, "--form", "clamp", "--dose", "0"])
+    assert found.exit_code == 0, found.output
+
+
+def test_graphs_and_latents_of_pictures(monkeypatch, tmp_path) -> None:
+    import interp
+    from interp.models.load import load
+    from interp.shapes.pipeline import new_pipeline, new_text_encoder, new_unet
+
+    torch.manual_seed(0)
+    untrained = replace(load(new_pipeline(new_text_encoder(), new_unet()), name="untrained"), steps=3)
+    monkeypatch.setattr("interp.load", lambda name: untrained)
+    folder, page, png = str(tmp_path / "f"), tmp_path / "g.html", tmp_path / "s.png"
+    small = ["--site", "mid.0.block_out", "--latents", "12", "--k", "3", "--steps", "4", "--batch", "64", "--n", "2"]
+    commands = [
+        ["fit", folder, *small],
+        ["graph", folder, "--steps", "0,1", *GRAPH, "--n", "2", "--top", "2", "--html", str(page), "--no-labels"],
+        ["steer", folder, "a red circle", "--latent", "LATENT", "--n", "1", "--dose", "3", "--png", str(png)],
+    ]
+    for command in commands:
+        if "LATENT" in command:
+            graph = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[1])["graph"]
+            assert [level["place"] for level in graph["levels"]] == [f"mid.0.block_out at step {i}" for i in (0, 1)]
+            command[command.index("LATENT")] = str(graph["nodes"][0]["latent"])
+        found = CliRunner().invoke(app, ["concepts", *command])
+        assert found.exit_code == 0, found.output
+    assert png.read_bytes().startswith(b"\x89PNG")
+    for options, message in (
+        (["graph", folder, *GRAPH], "a single folder and --steps"),
+        (["graph", folder, "--steps", "0,3"], "Step 3 was not harvested; there are [0, 1, 2]"),
+        (["steer", folder, "a red circle", "--latent", "0"], "say where they go, with --png or --html"),
+    ):
+        found = CliRunner().invoke(app, ["concepts", *options])
+        assert found.exit_code == 2 and message in " ".join(found.output.split()), found.output
+    assert isinstance(untrained, interp.Denoiser)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["graph", "l0", "l2", "--steps", "3,10"], "takes several folders"),
+        (["graph", "l0", "l2", "--latents", "3"], "is of 1 levels, and there are 2"),
+        (["graph", "l0", "l2", "--latents", "3/99"], "no latent 99"),
+        (["graph", "l0", "l2", "--density", "0"], "raise --density"),
+        (["graph", "l2", "l0", "--latents", "1/1", "--n", "4", "--quantile", "0.5"], "is not computed after"),
+        (["graph", "l0", "nowhere"], "nowhere"),
+        (["steer", "l0", "The cat", "--latent", "99"], "no latent 99"),
+        (["steer", "l0", "The cat", "--latent", "1", "--form", "clamps"], "Did you mean 'clamp'"),
+        (["steer", "l0", "The cat", "--latent", "1", "--dose", "x"], "numbers with commas"),
+        (["steer", "l0", "The cat", "--latent", "1", "--png", "x.png"], "there is no picture"),
+    ],
+)
+def test_mistakes_about_graphs_and_latents(speaking, fitted, monkeypatch, options, message: str) -> None:
+    monkeypatch.setattr("interp.load", lambda name: speaking)
+    monkeypatch.chdir(fitted)
+    found = CliRunner().invoke(app, ["concepts", *options])
+    assert found.exit_code == 2, found.output
+    assert message in " ".join(found.output.split()), found.output

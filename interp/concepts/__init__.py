@@ -5,6 +5,8 @@ from interp.concepts.clamped import Clamping
 from interp.concepts.coded_rows import CodedRows, coded_rows
 from interp.concepts.concept_graph import concept_graph
 from interp.concepts.dissection import DissectionResult, dissect
+from interp.concepts.graph_edits import graph_edits, graph_edits_on
+from interp.concepts.graph_response import GraphResponse, graph_response
 from interp.concepts.graph_result import Comparison, ConceptGraph
 from interp.concepts.graph_truth import GraphScore, frequency_tree, score_graph
 from interp.concepts.hierarchies import ConceptHierarchy, latent_hierarchy, selection_hierarchy
@@ -13,6 +15,7 @@ from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
 from interp.concepts.minimality import Learning, learn_levels
+from interp.concepts.page import browse_graph
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
 from interp.concepts.units import Channels, Directions, Units
@@ -29,6 +32,7 @@ __all__ = [
     "ConceptLevel",
     "Directions",
     "DissectionResult",
+    "GraphResponse",
     "GraphScore",
     "IdentifiabilityResult",
     "LabelEffects",
@@ -38,11 +42,15 @@ __all__ = [
     "UnitEffectResult",
     "Units",
     "atlas",
+    "browse_graph",
     "cell_labels",
     "coded_rows",
     "concept_graph",
     "dissect",
     "frequency_tree",
+    "graph_edits",
+    "graph_edits_on",
+    "graph_response",
     "identifiability",
     "label_effects",
     "label_latents",

@@ -11,7 +11,7 @@ When it misleads: examples suggest a meaning, and a reader always finds one. Wha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from interp.concepts.coded_rows import BINS, CodedRows, coded_rows
+from interp.concepts.levels import mark_of
 from interp.dictionaries.codes import checked_latents
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.store import Store
@@ -128,23 +129,19 @@ class Atlas(Result):
             y="mean code where it is on", log_x=True, names=[f"latent {i}" for i in self.data["latent"].values],
         )  # fmt: skip
 
-    def browse(
-        self, path: str | os.PathLike[str], edges: Sequence[Mapping[str, Any]] = (), about: Sequence[str] = ()
-    ) -> None:
-        """Write the concept browser: one HTML file, which needs no network.
+    def browse(self, path: str | os.PathLike[str], about: Sequence[str] = ()) -> None:
+        """Write the concept browser: one HTML file, which needs no network. With a graph: `browse_graph`.
 
         Args:
-            edges: of a concept graph: `parent` and `child` (latents), `weight`, and whatever else is to be shown.
             about: paragraphs to begin with.
 
         Raises:
-            InterpError: an edge without parent, child or weight, or of a latent that is not shown.
             OSError: the folder is missing or cannot be written.
         """
         from interp.concepts.page import page_of
         from interp.plots import write_browser
 
-        write_browser(path, self.title, page_of(self, edges, about))
+        write_browser(path, self.title, page_of(self, about))
 
 
 def atlas(
@@ -226,7 +223,8 @@ def atlas(
         data = data.assign_coords(offset=np.arange(-before, after + 1))
     about = provenance(
         experiment="atlas", model=store.about.get("model"), weights=store.about.get("weights"), site=" + ".join(names),
-        kind=dictionary.kind, n_latents=dictionary.n_latents, n_rows=coded.n_rows, n_inputs=store.about.get("n_inputs"),
+        kind=dictionary.kind, dictionary=mark_of(dictionary), n_latents=dictionary.n_latents, n_rows=coded.n_rows,
+        n_inputs=store.about.get("n_inputs"),
         n_dead=int((coded.count == 0).sum()), inputs=store.about.get("inputs"),
     )  # fmt: skip
     return Atlas(data, about)

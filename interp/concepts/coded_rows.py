@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from interp.dictionaries.activations import Activations
 from interp.dictionaries.dictionary import Dictionary
@@ -46,6 +46,11 @@ class CodedRows:
     def count(self) -> Int[np.ndarray, "latent"]:
         """In how many rows each latent is on."""
         return np.diff(self.bounds)
+
+    def share(self, chosen: Bool[np.ndarray, "row"]) -> Float[np.ndarray, "latent"]:
+        """In which share of some rows each latent is on."""
+        latent = np.repeat(np.arange(self.n_latents), self.count)
+        return np.bincount(latent[chosen[self.row]], minlength=self.n_latents) / max(1, int(chosen.sum()))
 
     def of(self, latent: int) -> tuple[Int[np.ndarray, "on"], Float[np.ndarray, "on"]]:
         """(row, value) wherever a latent is on, the strongest first."""

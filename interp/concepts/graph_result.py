@@ -70,9 +70,7 @@ class ConceptGraph(Result):
         NaN with fewer than two edges.
         """
         edge = self.data["edge"].values
-        p, e = (self.data[name].values[edge] for name in ("predicted", "effect"))
-        total = ((e - e.mean()) ** 2).sum() if len(e) > 1 else 0.0
-        return float(1 - ((e - p) ** 2).sum() / total) if total > 0 else float("nan")
+        return explained(*(self.data[name].values[edge] for name in ("predicted", "effect")))
 
     def networkx(self) -> DiGraph:
         """The edges, with all that is known of them; nodes are named as in `names`, concepts without edges included."""
@@ -212,6 +210,12 @@ class ConceptGraph(Result):
                 f"agreement {agreement[k]:.2f}"
             )
         return "\n".join(lines)
+
+
+def explained(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float:
+    """R² of measurements by predictions that were made without them: 1 − Σ(m − p)² / Σ(m − m̄)²; NaN below two."""
+    total = ((measured - measured.mean()) ** 2).sum() if len(measured) > 1 else 0.0
+    return float(1 - ((measured - predicted) ** 2).sum() / total) if total > 0 else float("nan")
 
 
 def _explained(covariance: np.ndarray, parents: Int[np.ndarray, "parent"], child: int) -> float:

@@ -23,7 +23,7 @@ from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.topk import Matryoshka
 from interp.errors import InterpError, ShapeError
 from interp.interventions.checkpoint import fingerprint
-from interp.interventions.edits import When
+from interp.interventions.edits import Edit, When
 from interp.interventions.run import forward_order, run
 from interp.models.denoiser import Denoiser, Sampling
 from interp.models.guidance import Branch
@@ -71,9 +71,8 @@ class ConceptLevel:
 
     @property
     def mark(self) -> str:
-        """A digest that no other dictionary has."""
-        d = self.dictionary
-        return fingerprint([d.kind, d.settings(), d.state_dict()])
+        """Of its dictionary: `mark_of`."""
+        return mark_of(self.dictionary)
 
     def when(self, branch: Branch) -> When | None:
         """The pass of a denoising run that the level belongs to."""
@@ -82,18 +81,24 @@ class ConceptLevel:
     @property
     def directions(self) -> Float[Tensor, "latent width"]:
         """What one unit of each latent adds to the state."""
-        return self.dictionary.directions(self.latents, self._bin)
+        return self.dictionary.directions(self.latents, self.bin_)
 
     @torch.no_grad()
     def codes(self, x: Float[Tensor, "*row width"]) -> Float[Tensor, "*row latent"]:
         """How strongly each latent is on, as the dictionary encodes it."""
         rows = x.reshape(-1, x.shape[-1]).to(self.dictionary.atoms)
-        bins = torch.full((len(rows),), self._bin, device=rows.device) if self.dictionary.read.n_bins > 1 else None
+        bins = torch.full((len(rows),), self.bin_, device=rows.device) if self.dictionary.read.n_bins > 1 else None
         return self.dictionary.encode(rows, bins).of(self.latents).reshape(*x.shape[:-1], len(self.latents))
 
     @property
-    def _bin(self) -> int:
+    def bin_(self) -> int:
+        """The step bin of its dictionary that it belongs to."""
         return 0 if self.step is None else self.dictionary.read.bin_of(self.step)
+
+
+def mark_of(dictionary: Dictionary) -> str:
+    """A digest that no other dictionary has."""
+    return fingerprint([dictionary.kind, dictionary.settings(), dictionary.state_dict()])
 
 
 def matryoshka_levels(dictionary: Matryoshka, steps: Sequence[int]) -> list[ConceptLevel]:
@@ -154,7 +159,7 @@ def _place(level: ConceptLevel) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """All levels in an unedited run, place by place; a place is a position of an example.
+    """All levels in one run, place by place; a place is a position of an example.
 
     Attributes:
         inputs: prompts, or a sampling.
@@ -177,6 +182,7 @@ def observe(
     levels: Sequence[ConceptLevel],
     branch: Branch,
     first: int,
+    edits: Sequence[Edit] = (),
 ) -> Observed:
     """Run once and read every level.
 
@@ -184,6 +190,7 @@ def observe(
         inputs: `Prompts` of a language model, a `Sampling` of a denoiser.
         branch: of guidance, that is read.
         first: position of a prompt from which on places count.
+        edits: of the run; levels are read after those that are made at their sites.
 
     Raises:
         InterpError: levels whose grids have different sizes; no place at all.
@@ -191,12 +198,12 @@ def observe(
     states = []
     if isinstance(model, Denoiser):
         when = When(steps=sorted({level.step or 0 for level in levels}), branch=branch)
-        ran = run(model, inputs, capture=[level.site for level in levels], when=when)
+        ran = run(model, inputs, edits, [level.site for level in levels], when=when)
         states = [ran.at(level.site, level.step, branch) for level in levels]
         columns = model.grid_of(levels[0].site, inputs)[1]
         keep = torch.ones(states[0].shape[:2], dtype=torch.bool)
     else:
-        ran = run(model, inputs, capture=[level.site for level in levels], logits=False)
+        ran = run(model, inputs, edits, [level.site for level in levels], logits=False)
         states = [ran[level.site].flatten(2) for level in levels]
         keep = inputs.mask.clone().cpu()
         keep[:, :first] = False

@@ -26,10 +26,12 @@ def browser(title: str, page: Mapping[str, Any]) -> str:
 
     Args:
         title: plain text.
-        page: JSON-able, without NaN: `concepts`, of each its `id`, `label`, `candidate`, `hint` (a few words for the
-            list), `numbers` by name, `histogram`, `examples` and what else `browser.js` shows; `meaning` of the
-            numbers' names; `orders`, those to sort by; `bins` of the histograms; `edges` and `edgeColumns`; `about` and
-            `summary`; of pictures `grid`, `pictures` (data URLs) and `prompts`.
+        page: JSON-able, without NaN: `concepts`, of each its `id` (a text), `level` and `latent`, `label`, `candidate`,
+            `hint` (a few words for the list), `numbers` by name, `histogram`, `examples` and what else `browser.js`
+            shows; `meaning` of the numbers' names; `orders`, those to sort by; `bins` of the histograms; `about` and
+            `summary`; `pictures` (data URLs) and `prompts`, which examples of pictures number. `graph` is `None`, or
+            `levels`, `nodes` (of a level, each with the `concept` that it leads to) and `edges` between nodes, with
+            `nodeMeaning` and `edgeMeaning` of their numbers; the first of an edge is drawn.
 
     Raises:
         ValueError: a number that JSON does not have.

@@ -12,8 +12,10 @@ import torch
 import interp
 from interp.concepts.atlas import Atlas, atlas
 from interp.concepts.coded_rows import BINS, CodedRows, coded_rows
+from interp.concepts.graph_result import ConceptGraph
 from interp.concepts.labels import FEWEST, cell_labels, label_latents, token_labels
-from interp.concepts.page import page_of
+from interp.concepts.levels import ConceptLevel
+from interp.concepts.page import browse_graph, page_of, page_of_graph
 from interp.concepts.token_effects import token_effects
 from interp.dictionaries import TopK, harvest_pictures, harvest_texts
 from interp.errors import InterpError, PairError, ShapeError
@@ -114,14 +116,68 @@ def test_an_atlas_saves_draws_and_is_joined(speaking, harvested, tmp_path):
     assert len(found.plot().data[0].x) == found.data.sizes["latent"]
     with pytest.raises(InterpError, match="has kl, kl_random, .* already"):
         joined.with_(effects)
-    edge = {"parent": latents[0], "child": latents[1], "weight": 0.5}
-    page = page_of(joined, [edge], ["<i>about</i>"])
-    assert json.loads(json.dumps(page, allow_nan=False))["edges"] == [edge]
+    page = page_of(joined, ["<i>about</i>"])
+    assert json.loads(json.dumps(page, allow_nan=False)) == page and page["graph"] is None
+    assert [one["id"] for one in page["concepts"]] == [str(i) for i in found.data["latent"].values]
     assert page["concepts"][0]["promoted"] and "promoted" not in page["concepts"][5]
-    with pytest.raises(InterpError, match="needs child, weight"):
-        page_of(joined, [{"parent": 1}], [])
-    with pytest.raises(InterpError, match="names latent 99, which"):
-        page_of(joined, [edge | {"child": 99}], [])
+
+
+def graph_of(levels):
+    """A made-up graph of two levels in which every other pair is an edge."""
+    import xarray as xr
+
+    sizes = [len(level.latents) for level in levels]
+    ends = np.indices(sizes).reshape(2, -1)
+    names = [level.name for level, n in zip(levels, sizes, strict=True) for _ in range(n)]
+    node = {name: ("node", np.linspace(0, 1, sum(sizes))) for name in ("frequency", "typical", "spread", "decodable")}
+    node["breadth"] = ("node", np.where(np.arange(sum(sizes)) < sizes[0], 1.0, np.nan))
+    pair = {
+        name: ("pair", np.linspace(-1, 1, ends.shape[1]))
+        for name in ("predicted", "effect", "effect_low", "effect_high")
+    }
+    pair["edge"] = ("pair", np.arange(ends.shape[1]) % 2 == 0)
+    latents = [i for level in levels for i in level.latents]
+    where = {
+        "level": ("node", names),
+        "latent": ("node", latents),
+        "parent": ("pair", ends[0]),
+        "child": ("pair", ends[1] + sizes[0]),
+    }
+    told = [{"name": lv.name, "site": str(lv.site), "step": lv.step, "dictionary": lv.mark} for lv in levels]
+    return ConceptGraph(xr.Dataset(node | pair, where), {"model": "m", "levels": told})
+
+
+def test_a_graph_with_the_atlases_of_its_levels(speaking, harvested, tmp_path):
+    store, dictionary, rows = harvested
+    above = harvest_texts(speaking, TEXTS[:2], ["L2.resid_post"], tmp_path / "store")
+    other = TopK(above.standardisation(), 10, k=3)
+    atlases = {
+        "low": atlas(dictionary, store, speaking, rows=rows),
+        "high": atlas(other, above, speaking, latents=[0, 1, 2]),
+    }
+    on = atlases["low"].data["latent"].values[:3].tolist()
+    graph = graph_of([ConceptLevel("low", dictionary, on), ConceptLevel("high", other, [1, 9])])
+    page = page_of_graph(graph, atlases, [])
+    ids = {one["id"]: one for one in page["concepts"]}
+    assert {f"low/{i}" for i in on} | {"high/0", "high/1", "high/2"} <= set(ids)
+    shown = page["graph"]["nodes"]
+    assert [one["concept"] for one in shown] == [*(f"low/{i}" for i in on), "high/1", None]  # no page shows high/9
+    assert [one["name"] for one in shown] == graph.names and shown[4]["numbers"]["breadth"] is None
+    edges = [(shown[e["parent"]]["name"], shown[e["child"]]["name"]) for e in page["graph"]["edges"]]
+    assert edges == list(graph.networkx().edges)
+    assert [e["effect"] for e in page["graph"]["edges"]] == [e["effect"] for *_, e in graph.networkx().edges(data=True)]
+    browse_graph(tmp_path / "graph.html", graph, atlases)
+    assert "m: low → high" in (tmp_path / "graph.html").read_text(encoding="utf-8")
+    with pytest.raises(InterpError, match="no level 'higher'. Did you mean 'high'"):
+        browse_graph(tmp_path / "x.html", graph, atlases | {"higher": atlases["high"]})
+    with pytest.raises(InterpError, match="Level 'high' has no atlas"):
+        browse_graph(tmp_path / "x.html", graph, {"low": atlases["low"]})
+    with pytest.raises(InterpError, match="of level 'high' is of another site"):
+        browse_graph(tmp_path / "x.html", graph, dict.fromkeys(("low", "high"), atlases["low"]))
+    with torch.no_grad():
+        other.offset.add_(1)
+    with pytest.raises(InterpError, match="of level 'high' is of another dictionary"):
+        page_of_graph(graph_of([ConceptLevel("low", dictionary, on), ConceptLevel("high", other, [1])]), atlases, [])
 
 
 def test_effects_are_those_of_plain_runs(speaking, harvested):
@@ -252,8 +308,13 @@ def test_pictures_with_the_map_of_a_latent(of_pictures):
             assert int(one["step"].values[number]) == labels["step"][row]
     latent = int(found.data["latent"][0])
     assert found.example(latent).startswith("picture ") and not found.of_texts
-    page = page_of(found, [], [])
-    assert page["grid"] == [height, width] and page["pictures"][0].startswith("data:image/png;base64,")
+    steps = [ConceptLevel(name, dictionary, [latent], step) for step, name in ((0, "noisy"), (2, "clean"))]
+    page = page_of_graph(graph_of(steps), {"noisy": found, "clean": found}, [])
+    assert page["concepts"][0]["grid"] == [height, width] and page["pictures"][0].startswith("data:image/png;base64,")
+    # two levels of one dictionary: a page for each latent, to which both nodes lead
+    assert [one["id"] for one in page["concepts"]] == [str(i) for i in found.data["latent"].values]
+    assert [one["concept"] for one in page["graph"]["nodes"]] == [str(latent)] * 2
+    assert [one["place"] for one in page["graph"]["levels"]] == [f"mid.0.block_out at step {i}" for i in (0, 2)]
     held = cell_labels(store)
     masks, concepts = store.extra("masks").numpy(), store.about["concepts"]
     side = masks.shape[-1] // width
