@@ -103,10 +103,13 @@ def main(
     x = kept(
         out / f"train-{mark}-{pictures}.safetensors", lambda: cells(model, pictures, TRAINING_SEED, places, timestep)
     )
-    held = kept(out / f"score-{mark}-{scored}.safetensors", lambda: cells(model, scored, SCORING_SEED, places, timestep))
+    held = kept(
+        out / f"score-{mark}-{scored}.safetensors", lambda: cells(model, scored, SCORING_SEED, places, timestep)
+    )
     control = [
         kept(
-            out / f"{name}-untrained-{mark}-{n}.safetensors", lambda n=n, s=s: cells(untrained(), n, s, places, timestep)
+            out / f"{name}-untrained-{mark}-{n}.safetensors",
+            lambda n=n, s=s: cells(untrained(), n, s, places, timestep),
         )
         for name, n, s in (("train", pictures, TRAINING_SEED), ("score", scored, SCORING_SEED))
     ]
