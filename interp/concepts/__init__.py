@@ -13,6 +13,7 @@ from interp.concepts.label_effects import LabelEffects, label_effects
 from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, token_labels
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
 from interp.concepts.minimality import Learning, learn_levels
+from interp.concepts.siblings import SiblingEffects, sibling_effects
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
 from interp.concepts.units import Channels, Directions, Units
@@ -34,6 +35,7 @@ __all__ = [
     "LabelEffects",
     "Labels",
     "Learning",
+    "SiblingEffects",
     "TokenEffects",
     "UnitEffectResult",
     "Units",
@@ -51,6 +53,7 @@ __all__ = [
     "matryoshka_levels",
     "score_graph",
     "selection_hierarchy",
+    "sibling_effects",
     "token_effects",
     "token_labels",
     "unit_effects",
