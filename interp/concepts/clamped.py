@@ -1,9 +1,9 @@
 """What a child does when its parent is clamped: the interventional basis of an edge.
 
-At sampled places x, a parent with direction w and code c is set *off*, x − c w, and *on*, x + (t − c) w, where t is its
-typical code: the mean over places where it is on. The effect on a child, read further on in the model, is its code
-after *on* minus that after *off*. Everything else in x, the part that the dictionary does not explain included, stays
-as it was.
+At sampled places (a place x, or a patch around it), a parent with direction w and code c is set *off*, x − c w, and
+*on*, x + (t − c) w, where t is its typical code: the mean over places where it is on. The effect on a child, read
+further on in the model, is its code after *on* minus that after *off*. Everything else in x, the part that the
+dictionary does not explain included, stays as it was.
 
 The two differ by t w. The null is what a difference of the same length in a direction of chance does, from the same
 *off*: directions are normal with the covariance of the site's states, so that they lie where states differ, and each
@@ -43,7 +43,7 @@ class Clamping:
 
     Attributes:
         examples: places of a parent are clamped in so many rows; half of them where it is on, as far as there are such.
-        cells: positions that are clamped, and read, in a row.
+        cells: positions that are clamped, and read, in a row: a place and those nearest to it.
         draws: directions of chance for each parent.
         seed: of places and directions.
         branch: of guidance, of a denoiser.
@@ -111,7 +111,7 @@ def clamp(
 def _places(
     seen: Observed, code: Tensor, how: Clamping, generator: torch.Generator
 ) -> tuple[Int[Tensor, "row"], Int[Tensor, "row cell"]]:
-    """Examples, and in each of them some places; half of the rows begin with a place where the latent is on."""
+    """Examples, and in each a place with its neighbours; half of the rows begin with one where the latent is on."""
     order = torch.randperm(len(code), generator=generator)
     on = order[(code[order] > 0).cpu()][: how.examples // 2]
     others = order[~torch.isin(order, on)]
@@ -119,9 +119,11 @@ def _places(
     rows = []
     for start in starts.tolist():
         (own,) = (seen.example == seen.example[start]).nonzero(as_tuple=True)
-        rest = own[own != start]
-        drawn = rest[torch.randperm(len(rest), generator=generator)[: how.cells - 1]]
-        rows.append(torch.cat([torch.tensor([start]), drawn]))
+        down, right = (
+            (of(seen.position[own]) - of(seen.position[start])).square()
+            for of in (lambda p: p // seen.columns, lambda p: p % seen.columns)
+        )
+        rows.append(own[(down + right).argsort(stable=True)[: how.cells]])  # its own distance is 0
     return seen.example[starts], torch.stack(rows)
 
 

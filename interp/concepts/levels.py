@@ -159,12 +159,14 @@ class Observed:
     Attributes:
         inputs: prompts, or a sampling.
         example: of each place, and `position` in it.
+        columns: positions in a row of the grid; of texts, which are one row, all.
         states: of each level, and `codes` of its latents.
     """
 
     inputs: Prompts | Sampling
     example: Int[Tensor, "place"]
     position: Int[Tensor, "place"]
+    columns: int
     states: tuple[Float[Tensor, "place _"], ...]
     codes: tuple[Float[Tensor, "place _"], ...]
 
@@ -191,12 +193,14 @@ def observe(
         when = When(steps=sorted({level.step or 0 for level in levels}), branch=branch)
         ran = run(model, inputs, capture=[level.site for level in levels], when=when)
         states = [ran.at(level.site, level.step, branch) for level in levels]
+        columns = model.grid_of(levels[0].site, inputs)[1]
         keep = torch.ones(states[0].shape[:2], dtype=torch.bool)
     else:
         ran = run(model, inputs, capture=[level.site for level in levels], logits=False)
         states = [ran[level.site].flatten(2) for level in levels]
         keep = inputs.mask.clone().cpu()
         keep[:, :first] = False
+        columns = keep.shape[1]
     sizes = {level.name: x.shape[1] for level, x in zip(levels, states, strict=True)}
     if len(set(sizes.values())) > 1:
         raise InterpError(f"Levels have different numbers of positions, {sizes}: choose sites of one resolution.")
@@ -205,4 +209,4 @@ def observe(
     example, position = keep.nonzero(as_tuple=True)
     kept = [x[example, position] for x in states]
     codes = [level.codes(x) for level, x in zip(levels, kept, strict=True)]
-    return Observed(inputs, example, position, tuple(kept), tuple(codes))
+    return Observed(inputs, example, position, columns, tuple(kept), tuple(codes))

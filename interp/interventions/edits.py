@@ -76,12 +76,19 @@ class When:
         timesteps: (lowest, highest) timestep of the scheduler, both included; denoising only.
         sigmas: (lowest, highest) noise level σ/α, both included; denoising only.
         branch: the branch of classifier-free guidance; `None` means both. Denoising only.
+
+    Raises:
+        InterpError: a branch that is no `Branch`.
     """
 
     steps: Collection[int] | None = None
     timesteps: tuple[float, float] | None = None
     sigmas: tuple[float, float] | None = None
     branch: Branch | None = None
+
+    def __post_init__(self) -> None:
+        if self.branch is not None and not isinstance(self.branch, Branch):
+            raise InterpError(f"branch={self.branch!r}: interp.Branch.COND, interp.Branch.UNCOND, or None for both.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

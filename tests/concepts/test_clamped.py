@@ -51,6 +51,18 @@ def test_no_change_reads_what_is_there_and_a_change_what_a_plain_run_has(world):
         torch.testing.assert_close(codes[row, 1], by_hand, rtol=0, atol=1e-8)
 
 
+def test_a_patch_is_a_place_and_its_neighbours(world):
+    _, _, _, seen = world  # 2 pictures of 16 × 16 cells
+    assert seen.columns == 16
+    _, places = _places(seen, seen.codes[0][:, 0], Clamping(examples=6, cells=5), torch.Generator().manual_seed(0))
+    for patch in seen.position[places].tolist():
+        row, column = divmod(patch[0], 16)
+        steps = sorted((abs(p // 16 - row), abs(p % 16 - column)) for p in patch)
+        if 0 < row < 15 and 0 < column < 15:
+            assert steps == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]
+    assert len({tuple(patch) for patch in places.tolist()}) == 6
+
+
 def test_a_graph_over_steps(world):
     model, sampling, levels, seen = world
     graph = concept_graph(

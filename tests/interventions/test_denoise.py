@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -693,6 +694,8 @@ def test_impossible_edits_are_refused(what):
 
 
 def test_impossible_branches_are_refused():
+    with pytest.raises(InterpError, match="branch='cond': interp.Branch.COND"):
+        When.__post_init__(SimpleNamespace(branch="cond"))  # tests check types: a call would not get so far
     plain = sampling("sd", guided=False)
     edit = Scale(SITE, 0.0, when=When(branch=UNCOND))
     refused([edit], match="in branch 'uncond', which this run does not have", what=plain)
