@@ -49,26 +49,38 @@ _SENTENCES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "day": (
             "We met on {} and talked for hours.", "The report is due on {} at noon.", "On {} she called her office.",
             "It rained all of {} in the valley.", "He wrote the letter on {} night.", "Last {} the lights went out.",
+            "The shop stays open on {} this week.", "So {} was the day of the trial.",
+            "See you on {} at the station.", "Nobody works here on {} any more.",
         ),
         "month": (
             "The work began in {} of that year.", "In {} we moved to another house.", "The bill for {} has not come.",
             "She was born in {} in a small town.", "They plan to leave in {} or later.", "Last {} the shop was closed.",
+            "The roof was mended in {} of last year.", "So {} was the month of the strike.",
+            "Sales fell in {} for the third time.", "The school closes in {} for two weeks.",
         ),
         "animal": (
             "The {} slept in the shade.", "A {} looked at us and ran off.", "We saw a {} near the fence.",
             "The picture shows a {} and its young.", "The story is about a {} that could talk.", "The {} was hungry.",
+            "He painted a {} on the wall.", "The vet looked at the {} with care.",
+            "Nobody had fed the {} that day.", "Is that a {} behind the tree?",
         ),
         "food": (
             "She cut the {} into small pieces.", "He bought a {} at the market.", "The {} lay on the kitchen table.",
             "Add one {} and stir.", "This {} costs less than a dollar.", "The {} was fresh.",
+            "Wash the {} before you peel it.", "They sell every {} by weight.",
+            "Someone had left half a {} on the plate.", "The price of a {} has gone up.",
         ),
         "place": (
             "They spent a year in {} and then returned.", "The train to {} was late.", "He has friends in {} now.",
             "The office in {} was closed.", "She wrote a book about {} after the war.", "I flew to {} in the morning.",
+            "The road from {} is being repaired.", "My cousin moved to {} for work.",
+            "News came from {} that evening.", "Have you ever been to {} before?",
         ),
         "relative": (
             "My {} lives in the next street.", "Her {} taught at the school.", "His {} opened the door.",
             "I asked my {} for advice.", "The letter was from his {} abroad.", "Your {} has called twice.",
+            "Their {} could not come to the wedding.", "Ask your {} about the house.",
+            "They stayed with my {} by the river.", "It was my {} who found the key.",
         ),
     }
 )  # fmt: skip
@@ -92,7 +104,7 @@ class CategoryTexts:
 
 
 def category_texts(groups: Sequence[str] = tuple(GROUPS)) -> CategoryTexts:
-    """Every thing of the groups in each of its group's six sentences.
+    """Every thing of the groups in each of its group's ten sentences.
 
     Raises:
         PairError: there is no such group, or none is given.
