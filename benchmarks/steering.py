@@ -1,16 +1,14 @@
 """Steering, judged: every value of the shapes world, three concepts of SmolLM2, and what a steered token costs.
 
     python benchmarks/steering.py pictures --targets blue,ring --n 24 --out out/steering
-    python benchmarks/steering.py texts --concepts sea --layers 7,9,12 --split development --n 20
-    python benchmarks/steering.py texts --concepts sea --layers 9 --doses 0.2
+    python benchmarks/steering.py texts --concepts sentiment --n 10 --out out/steering
     python benchmarks/steering.py removal --targets red,circle
     python benchmarks/steering.py overhead
 
 `pictures` and `texts` write a `DoseResponse` for each target (`interp.Result.load`), and print the best dose of each
 method within the limits: pictures, something else changed in at most 10 %, garbage in at most 5 %; texts, 0.25 nats of
 KL on unrelated texts. The dose is chosen on half of the examples, and the numbers are of the other half. No prompt that
-is judged, nor what it is steered to, is among those that directions and maps are found in. Of texts each dose is also
-told of all prompts, for those who chose it by `--split development`.
+is judged, nor what it is steered to, is among those that directions and maps are found in.
 """
 
 from __future__ import annotations
@@ -23,12 +21,8 @@ from statistics import mean, median
 
 import torch
 import typer
-from scipy.stats import binomtest
 
 import interp
-from interp import dictionaries as dic
-from interp.dictionaries.dictionary import Unit
-from interp.dictionaries.semi_nmf import semi_nmf
 from interp.interventions.edits import Replace, When
 from interp.models.guidance import Branch
 from interp.models.site import Site
@@ -37,12 +31,10 @@ from interp.shapes.caption import SYNONYMS, caption, full_caption
 from interp.shapes.checker import check
 from interp.shapes.scene import BACKGROUNDS, CELLS, COLOURS, SHAPES, SIZES, sample_scene
 from interp.steering import (
-    Concept,
     Measured,
     PictureGoal,
     TextGoal,
     concept,
-    concept_of_latent,
     counterfactual_map,
     dose_response,
     family,
@@ -289,113 +281,57 @@ def reworded(scene, random: Random, target: str) -> str:
     return " ".join(SYNONYMS.get(word, word) if word == target else word for word in words)
 
 
-def sentences(every=CONCEPTS):
-    """Sentences with and without each concept, and of each concept where its own lie: (positive, negative)."""
-    told, where = [], {}
-    for name in every:
-        data = concept_texts(name)
-        start = len(told)
-        told += [*data.positive, *data.negative]
-        where[name] = (range(start, start + len(data.positive)), range(start + len(data.positive), len(told)))
-    return told, where
-
-
-def best_feature(codes, example, positive, negative) -> int:
-    """The feature whose mean code differs most between sentences with and without, in standard deviations."""
-    n = int(example.max()) + 1
-    mean = torch.zeros(n, codes.shape[1]).index_add(0, example, codes) / torch.bincount(example, minlength=n)[:, None]
-    high, low = mean[list(positive)], mean[list(negative)]
-    spread = (high.var(0) + low.var(0)).sqrt() + 1e-3 * codes.std(0).max()
-    return int(((high.mean(0) - low.mean(0)) / spread).argmax())
-
-
-def dictionary_concepts(model, layer: int, method: str, out: Path, names) -> dict[str, Concept]:
-    """Of each concept the one feature of a dictionary of all sentences, with which its own are told apart best.
-
-    What a feature of an MLP's neurons writes is added behind the MLP, which is the same as amplifying the neurons.
-    """
-    told, where = sentences()
-    place = Site("resid_post", layer)
-    (states,) = language_states(model, told, [place])
-    if method == "semi-nmf":
-        (neurons,) = language_states(model, told, [Site("mlp_act", layer)])
-        factors = semi_nmf(neurons.states[0], 100, updates=300)
-        codes = factors.codes
-        written = factors.directions(model.network.model.layers[layer].mlp.down_proj.weight.detach())
-        units = [Unit(row, row, 0.0, 0.0) for row in written]
-    else:
-        store = dic.harvest_texts(model, told, [place], out / f"sentences_{layer}")
-        latents = dic.BatchTopK(store.standardisation(), 1024, k=16)
-        dic.train(latents, store.activations(), dic.Training(steps=400, batch=1024))
-        codes = latents.encode(states.states[0]).dense()
-        units = [latents.unit(i) for i in range(latents.n_latents)]
-    chosen = {}
-    for name in names:
-        number = best_feature(codes, states.example, *where[name])
-        chosen[name] = concept_of_latent(f"{name}, {method} {number}", units[number], states)
-    return chosen
-
-
-def between_texts(data, model, layers: str, method: str) -> list[Concept]:
-    """A direction of each of some layers, `layers` joined by +; of method "random" as long as the mean difference."""
-    sites = [Site("resid_post", int(layer)) for layer in layers.split("+")]
-    sides = (language_states(model, part, sites) for part in (data.positive, data.negative))
-    found = [concept(data.name, p, q, "mean" if method == "random" else method) for p, q in zip(*sides, strict=True)]
-    return [random_concept(c, 1) for c in found] if method == "random" else found
-
-
 @app.command()
 def texts(
     concepts: str = ",".join(CONCEPTS),
-    layers: str = "9",
-    n: int = 48,
-    doses: str = "0.15,0.2",
-    methods: str = "mean,random",
-    tokens: int = 20,
+    layers: str = "12",
+    n: int = 20,
+    doses: str = "0,0.1,0.2,0.3,0.4",
+    methods: str = "mean,pca,probe,random",
+    tokens: int = 30,
+    unrelated: int = 24,
     split: str = "held out",
     out: Path = Path("out/steering"),
 ) -> None:
     """Steer continuations; several layers, joined by +, are steered together, each with its share of the dose.
 
-    Methods: mean, pca, probe; random; sae and semi-nmf, the best feature of a dictionary of the concepts' sentences.
+    Layers and doses are chosen on the split "development".
     """
     torch.set_num_threads(1)
     model = interp.load("smollm2-135m")
     out.mkdir(parents=True, exist_ok=True)
-    numbers = [float(dose) for dose in doses.split(",")]
-    chosen, learned = concepts.split(","), {}
-    for group in layers.split(","):
-        for method in set(methods.split(",")) & {"sae", "semi-nmf"}:
-            learned[group, method] = dictionary_concepts(model, int(group), method, out, chosen)
-    for name in chosen:
+    for name in concepts.split(","):
         data = concept_texts(name, split)
-        goal = TextGoal(data.name, data.prompts[:n], data.judge, data.unrelated, data.reworded[:n])
-        every = {}
+        goal = TextGoal(data.name, data.prompts[:n], data.judge, data.unrelated[:unrelated], data.reworded[:n])
+        every, manifolds = {}, []
         for group in layers.split(","):
+            sites = [Site("resid_post", int(layer)) for layer in group.split("+")]
+            positive, negative = (language_states(model, part, sites) for part in (data.positive, data.negative))
+            manifolds = [manifold(p.joined(q)) for p, q in zip(positive, negative, strict=True)]
             for method in methods.split(","):
-                own = (group, method) in learned
-                found = [learned[group, method][name]] if own else between_texts(data, model, group, method)
+                kind = "mean" if method == "random" else method
+                found = [concept(data.name, p, q, kind) for p, q in zip(positive, negative, strict=True)]
+                if method == "random":
+                    found = [random_concept(c, 1) for c in found]
                 every[f"{method}, layer {group}"] = lambda d, found=found: [
                     e for c in found for e in c.add(d / len(found))
                 ]
+        numbers = [float(dose) for dose in doses.split(",")]
+        given = manifolds if "," not in layers else []
         start = time.process_time()
-        result = dose_response(model, goal, every, numbers, max_new_tokens=tokens, progress=bar)
-        print(f"{name}, {split}: {time.process_time() - start:.0f} s of processor", flush=True)
-        result.save(out / f"text_{name}_{split.replace(' ', '_')}.nc")
+        result = dose_response(model, goal, every, numbers, max_new_tokens=tokens, progress=bar, manifolds=given)
+        print(f"{name}: {time.process_time() - start:.0f} s of processor", flush=True)
+        result.save(out / f"text_{name}.nc")
         print(result, flush=True)
         for method in map(str, result.data["way"].values):
-            for dose in numbers if bool(result.data["dosed"].sel(way=method)) else numbers[:1]:
+            for dose in numbers:
                 one = result.data.sel(way=method, dose=dose)
-                said = one["success_each"].values
-                low, high = binomtest(int(said.sum()), len(said)).proportion_ci(method="wilson")
                 print(
-                    f"    {method} {dose:g}: success {float(one.success):.2f} [{low:.2f}, {high:.2f}] "
-                    f"KL {float(one.damage):.3f} perplexity {float(one.perplexity):.1f} "
-                    f"garbage {float(one.garbage):.2f} surprise {float(one.fluency_each.mean()):.2f}",
+                    f"    {method} {dose:g}: success {float(one.success):.2f} KL {float(one.damage):.3f} perplexity "
+                    f"{float(one.perplexity):.1f} garbage {float(one.garbage):.2f} surprise "
+                    f"{float(one.fluency_each.mean()):.2f} | {str(one.text.values[0])[:80]!r}",
                     flush=True,
                 )
-                for text in one.text.values[:3]:
-                    print(f"        {str(text)[:100]!r}", flush=True)
 
 
 @app.command()
