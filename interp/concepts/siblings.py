@@ -97,7 +97,7 @@ class SiblingEffects(Result):
 def sibling_effects(
     model: LanguageModel,
     site: Site | str,
-    siblings: Mapping[str, Float[Tensor, "d_mlp"]],
+    siblings: Mapping[str, Float[Tensor, "_"]],
     words: Mapping[str, Sequence[str]],
     prompts: Sequence[str],
     *,
@@ -110,7 +110,7 @@ def sibling_effects(
 
     Args:
         site: where the features live, `mlp_act` of a layer.
-        siblings: by name, two features or more as neurons; 0 where a neuron is not part of it.
+        siblings: by name, two features or more as neurons [d_mlp]; 0 where a neuron is not part of it.
         words: by kind, the words whose probability is measured (those of the siblings, and others to compare with),
             each one token; a leading space is theirs.
         prompts: that could go on with any of them.
@@ -121,7 +121,7 @@ def sibling_effects(
     Raises:
         InterpError: fewer than two siblings, no prompts or draws, a strength that is not above 0; siblings without a
             common neuron, or one without a neuron of its own.
-        ShapeError: features of another width than the site's, or not finite.
+        ShapeError: features of another width than the site's, or not finite; a site with heads.
         PairError: no words of a kind, or a word that is not one token.
         SiteError: a site that the model does not have.
     """
@@ -138,6 +138,8 @@ def sibling_effects(
     ids = {kind: _token_ids(model, kind, some) for kind, some in words.items()}
     if not ids:
         raise PairError("No words: say whose probability is measured.")
+    if model.heads_of(place):
+        raise ShapeError(f"{place} has heads, and no neurons that features could share; take mlp_act.")
     sets = _parts(siblings, model.width_of(place), place)
     tokens = model.prompts(list(prompts))
     typical = run(model, tokens, (), [place], logits=False)[place]
