@@ -290,14 +290,18 @@ def texts(
     methods: str = "mean,pca,probe,random",
     tokens: int = 30,
     unrelated: int = 24,
+    split: str = "held out",
     out: Path = Path("out/steering"),
 ) -> None:
-    """Steer continuations; several layers, joined by +, are steered together, each with its share of the dose."""
+    """Steer continuations; several layers, joined by +, are steered together, each with its share of the dose.
+
+    Layers and doses are chosen on the split "development".
+    """
     torch.set_num_threads(1)
     model = interp.load("smollm2-135m")
     out.mkdir(parents=True, exist_ok=True)
     for name in concepts.split(","):
-        data = concept_texts(name)
+        data = concept_texts(name, split)
         goal = TextGoal(data.name, data.prompts[:n], data.judge, data.unrelated[:unrelated], data.reworded[:n])
         every, manifolds = {}, []
         for group in layers.split(","):

@@ -300,8 +300,8 @@ def test_doses_are_judged_or_told(speaking, monkeypatch, tmp_path) -> None:
     [
         (["--concept", "anger"], "no concept 'anger'"),
         (["--doses", "a,b"], "numbers with commas between"),
-        (["--n", "-5"], "on 2 to 20 prompts"),
-        (["--n", "100"], "on 2 to 20 prompts"),
+        (["--n", "-5"], "on 2 to 48 prompts"),
+        (["--n", "100"], "on 2 to 48 prompts"),
         (["--layer", "9"], "3 layers, numbered 0 to 2"),
         (["--method", "pcr"], "no method 'pcr'"),
         (["The cat", "--json"], "belongs to judged doses"),

@@ -16,6 +16,7 @@ from interp.concepts.labels import WORDS, Labels, cell_labels, label_latents, to
 from interp.concepts.levels import ConceptLevel, matryoshka_levels
 from interp.concepts.minimality import Learning, learn_levels
 from interp.concepts.page import browse_graph
+from interp.concepts.siblings import SiblingEffects, sibling_effects
 from interp.concepts.token_effects import TokenEffects, token_effects
 from interp.concepts.unit_effects import UnitEffectResult, unit_effects
 from interp.concepts.units import Channels, Directions, Units
@@ -38,6 +39,7 @@ __all__ = [
     "LabelEffects",
     "Labels",
     "Learning",
+    "SiblingEffects",
     "TokenEffects",
     "UnitEffectResult",
     "Units",
@@ -59,6 +61,7 @@ __all__ = [
     "matryoshka_levels",
     "score_graph",
     "selection_hierarchy",
+    "sibling_effects",
     "token_effects",
     "token_labels",
     "unit_effects",

@@ -1,7 +1,13 @@
 """Texts with and without a concept, prompts that are open to it, and judges that know nothing of directions.
 
 Three concepts: a `"sentiment"` (positive), a language (`"french"`) and a topic (`"sea"`). Of each there are pairs of
-sentences, one with the concept and one without, of like form and content; prompts that suggest neither; and a judge:
+sentences, one with the concept and one without, of like form and content; prompts that suggest neither; and a judge.
+The prompts of the language are names and numbers, since an English one would suggest English.
+
+Prompts and unrelated texts come twice: those of the split `"development"` are for choosing a layer, a method or a dose,
+those `"held out"` for the numbers that are told.
+
+A judge is
 
 - of sentiment and topic a list of words, none of which occurs in the sentences or prompts, nor another form of it. A
   text is positive if it has more words of the one list than of the other, and about the sea if it has at least one of
@@ -30,6 +36,7 @@ from interp.errors import PairError
 from interp.tasks.pairs import check_choice
 
 CONCEPTS = ("sentiment", "french", "sea")
+SPLITS = ("held out", "development")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +62,24 @@ class ConceptTexts:
     judge: Callable[[str], float]
 
 
-def concept_texts(concept: str) -> ConceptTexts:
+def concept_texts(concept: str, split: str = "held out") -> ConceptTexts:
     """The texts of a concept, one of `CONCEPTS`.
 
+    Args:
+        split: whose prompts and unrelated texts; sentences and judge are the same in both.
+
     Raises:
-        PairError: there is none of this name.
+        PairError: there is none of this name; another split.
     """
     check_choice("concept", concept, CONCEPTS)
+    check_choice("split", split, SPLITS)
     own = _load()[concept]
     identify = own.get("identify")
     judge = LanguageJudge(*identify.values()) if identify else WordJudge(own["for"], own["against"])
-    prompts = tuple(own["prompts"])
+    prompts = tuple(own["prompts"][split])
     return ConceptTexts(
         own["target"], tuple(own["positive"]), tuple(own["negative"]), prompts,
-        tuple(own["wording"] + prompt for prompt in prompts), tuple(_load()["unrelated"]), judge,
+        tuple(own["wording"] + prompt for prompt in prompts), tuple(_load()["unrelated"][split]), judge,
     )  # fmt: skip
 
 

@@ -8,17 +8,26 @@ import re
 import pytest
 
 from interp.errors import PairError
-from interp.tasks.concept_texts import CONCEPTS, LanguageJudge, WordJudge, concept_texts
+from interp.tasks.concept_texts import CONCEPTS, SPLITS, LanguageJudge, WordJudge, concept_texts
 
 
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_texts_are_pairs_and_prompts_are_open(concept):
-    texts = concept_texts(concept)
+def test_texts_are_pairs_and_prompts_are_open(concept, split):
+    texts = concept_texts(concept, split)
     assert len(texts.positive) == len(texts.negative) >= 20 and len(texts.prompts) == len(texts.reworded) >= 20
     everything = [*texts.positive, *texts.negative, *texts.prompts, *texts.unrelated]
     assert len(set(everything)) == len(everything)
     assert sum(map(texts.judge, texts.unrelated)) == 0
     assert sum(map(texts.judge, texts.prompts)) <= 2
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_what_is_chosen_on_is_not_what_is_told(concept):
+    chosen_on, told = (concept_texts(concept, split) for split in ("development", "held out"))
+    assert not set(chosen_on.prompts) & set(told.prompts) and len(told.prompts) >= 40
+    assert not set(chosen_on.unrelated) & set(told.unrelated)
+    assert (chosen_on.positive, chosen_on.negative) == (told.positive, told.negative)
 
 
 def stem(word):
@@ -44,7 +53,8 @@ def test_other_forms_of_a_word_are_found_out():
 @pytest.mark.parametrize("concept", ["sentiment", "sea"])
 def test_words_of_a_judge_occur_in_nothing_that_a_direction_is_found_in(concept):
     texts = concept_texts(concept)
-    read = re.findall(r"[a-z]+", " ".join((*texts.positive, *texts.negative, *texts.prompts)).lower())
+    prompts = (*texts.prompts, *concept_texts(concept, "development").prompts)
+    read = re.findall(r"[a-z]+", " ".join((*texts.positive, *texts.negative, *prompts)).lower())
     judge = texts.judge
     assert isinstance(judge, WordJudge)
     assert not set(map(stem, read)) & set(map(stem, (*judge.wanted, *judge.unwanted)))
@@ -83,6 +93,8 @@ def test_odds_by_hand():
 def test_refusals():
     with pytest.raises(PairError, match="no concept 'sad'"):
         concept_texts("sad")
+    with pytest.raises(PairError, match="no split 'train'"):
+        concept_texts("sea", "train")
     for others in ([], [[]]):
         with pytest.raises(PairError, match="at least one other"):
             LanguageJudge(["a"], *others)
