@@ -201,4 +201,4 @@ def apply_edits(
     """
     check_tensors("apply_edits", {"x": x, "operand": operand})
     placed = _Placed.of(x, token, group, keep, operand, row, wave)
-    return _ApplyEdits.apply(x, operand, placed, owned)  # pyright: ignore[reportReturnType]
+    return _ApplyEdits.apply(x, operand, placed, owned)  # pyright: ignore[reportReturnType]  torch leaves apply untyped

@@ -259,7 +259,8 @@ def edit_latents(
     if n > MOST_LATENTS:
         raise ShapeError(f"edit_latents: {n} latents; the kernel takes up to {MOST_LATENTS}.")
     place = _places(x, token, group)
-    return _EditLatents.apply(x, read, write, bias, threshold, gain, offset, place, owned)  # pyright: ignore[reportReturnType]
+    given = x, read, write, bias, threshold, gain, offset, place, owned
+    return _EditLatents.apply(*given)  # pyright: ignore[reportReturnType]  torch leaves apply untyped
 
 
 def _places(x: Tensor, token: Tensor, group: Tensor) -> Tensor:

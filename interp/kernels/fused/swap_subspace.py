@@ -310,4 +310,4 @@ def swap_subspace(
         raise ShapeError(f"swap_subspace: a rank of {bases.shape[-1]}; the kernel takes up to {MOST_RANK}.")
     edits = _tile_for(bases, len(token))["EDITS"]
     tiled = _Tiled.of(x, token, group, source, len(bases), row, rotation, edits)
-    return _SwapSubspace.apply(x, source, bases, tiled, owned)  # pyright: ignore[reportReturnType]
+    return _SwapSubspace.apply(x, source, bases, tiled, owned)  # pyright: ignore[reportReturnType]  torch leaves apply untyped
