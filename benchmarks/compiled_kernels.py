@@ -41,7 +41,8 @@ TARGETS = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZE = {"fp32": 4, "bf16": 2}
-WIDTH, RANK, LATENTS, HEAD = 4096, 32, 32, 128
+WIDTH, LATENTS, HEAD = 4096, 32, 128
+RANKS = (32, 64, 128)
 INTEGERS = (
     "place_ptr",
     "first_ptr",
@@ -108,7 +109,7 @@ class Case:
 
 
 def cases(dtype: str) -> list[Case]:
-    """Every kernel, at the sizes of an 8B model: width 4096, rank 32, 32 latents, heads of 128 in groups of 4."""
+    """Every kernel, at the sizes of an 8B model: width 4096, some ranks, 32 latents, heads of 128 in groups of 4."""
     places, columns = apply_edits.tile(WIDTH)
     head_places, head_columns = apply_edits.tile(HEAD)
     whole, heads = {"PLACES": places, "COLUMNS": columns}, {"PLACES": head_places, "COLUMNS": head_columns}
@@ -122,18 +123,20 @@ def cases(dtype: str) -> list[Case]:
              lambda size: (2 * size + 4) * columns + index),
     ]  # fmt: skip
     split = dtype == "bf16"
-    for many in (False, True) if split else (False,):
-        sizes = swap_subspace.tile(RANK, 10**6 if many else 1, split)
-        edits, steps = sizes["EDITS"], WIDTH / sizes["COLUMNS"]
-        made = partial(Case, constants=sizes, elements=edits * WIDTH)
-        out += [
-            made(f"swap_tile, {edits} edits", swap_subspace.swap_tile, rounds=(steps, steps),
-                 needed=lambda size, n=edits: 3 * size * n * WIDTH + size * WIDTH * RANK),
-            made(f"swap_tile_backward, {edits} edits", swap_subspace.swap_tile_backward, rounds=(steps, steps),
-                 needed=lambda size, n=edits: (4 * size + 4) * n * WIDTH + size * WIDTH * RANK),
-        ]  # fmt: skip
-    sizes = {name: size for name, size in swap_subspace.tile(RANK, 1, split).items() if name != "SPLIT"}
-    out.append(Case("swap_basis_backward", swap_subspace.swap_basis_backward, sizes, (1,), 1, None))
+    for rank in RANKS:
+        tiles = [swap_subspace.tile(rank, edits, split) for edits in (1, 10**6)]
+        for sizes in tiles[: len({tile["EDITS"] for tile in tiles})]:
+            edits, steps = sizes["EDITS"], WIDTH / sizes["COLUMNS"]
+            made = partial(Case, constants=sizes, elements=edits * WIDTH)
+            told = f"rank {rank}, {edits} edits"
+            out += [
+                made(f"swap_tile, {told}", swap_subspace.swap_tile, rounds=(steps, steps),
+                     needed=lambda size, n=edits, r=rank: 3 * size * n * WIDTH + size * WIDTH * r),
+                made(f"swap_tile_backward, {told}", swap_subspace.swap_tile_backward, rounds=(steps, steps),
+                     needed=lambda size, n=edits, r=rank: (4 * size + 4) * n * WIDTH + size * WIDTH * r),
+            ]  # fmt: skip
+        basis = swap_subspace.basis_tile(tiles[0])
+        out.append(Case(f"swap_basis_backward, rank {rank}", swap_subspace.swap_basis_backward, basis, (1,), 1, None))
     for many in (False, True) if split else (False,):
         sizes = edit_latents.tile(LATENTS, 10**6 if many else 1, split)
         edits, steps = sizes["EDITS"], WIDTH / sizes["COLUMNS"]
@@ -157,6 +160,7 @@ def compiled(case: Case, dtype: str, target: GPUTarget) -> triton.compiler.Compi
     """The kernel's code for a target."""
     names = case.kernel.arg_names
     signature, constants, facts = {}, dict(case.constants), {}
+    options = {"num_warps": constants.pop("num_warps", 4)}
     # The columns of a row are neighbours.
     constants |= {name: 1 for name in names if name in ("basis_rank", "encoder_width", "atoms_width")}
     for i, name in enumerate(names):
@@ -172,7 +176,7 @@ def compiled(case: Case, dtype: str, target: GPUTarget) -> triton.compiler.Compi
             if name not in UNALIGNED:
                 facts[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=facts)
-    return triton.compile(source, target=target)
+    return triton.compile(source, target=target, options=options)
 
 
 def accesses(code: str) -> list[Access]:

@@ -264,10 +264,10 @@ def test_a_whole_causal_model_from_searches_that_were_saved(speaking, monkeypatc
 
 
 def test_every_task_has_a_name_here_and_a_split() -> None:
-    from interp.cli import TASKS, _task
+    from interp.cli.shared import TASKS, named_task
 
     for name in TASKS:
-        train, held_out = (_task(name, 3, 0, split) for split in ("train", "held out"))
+        train, held_out = (named_task(name, 3, 0, split) for split in ("train", "held out"))
         assert len(train) == len(held_out) == 3 and train.pairs != held_out.pairs
 
 
@@ -384,7 +384,7 @@ def test_a_latent_steers_text_beside_a_random_direction(speaking, fitted, monkey
     from interp.dictionaries import Store, load
 
     monkeypatch.setattr("interp.load", lambda name: speaking)
-    monkeypatch.setattr("interp.cli.console", Console(width=400))
+    monkeypatch.setattr("interp.cli.latents.console", Console(width=400))
     store, dictionary = Store.open(fitted / "l0" / "store"), load(fitted / "l0" / "dictionary")
     rows = coded_rows(dictionary, store.activations())
     latent = int(np.argmax(rows.count * (rows.count < len(store))))

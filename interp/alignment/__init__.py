@@ -19,6 +19,7 @@ from interp.alignment.pictures import PictureAlignment, align_pictures
 from interp.alignment.prediction import PREDICTION_CONTROLS, Prediction, predict_correctness
 from interp.alignment.results import CONTROLS, Alignment
 from interp.alignment.revnet import RevNet
+from interp.alignment.screening import Screening
 from interp.alignment.search import align
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Place",
     "Prediction",
     "RevNet",
+    "Screening",
     "Subspace",
     "Training",
     "Trial",

@@ -178,7 +178,10 @@ def fit(
         about = [(group.map, group.place, group.target) for group in groups]
         mark = fingerprint([training, continuation.base, continuation.sources, targets, about])
         start = trainer.load(file, mark) if file.exists() else 0
-    for step in progress(list(range(start, training.steps)), f"{sum(map(len, groups))} alignment maps"):
+    for step in progress(
+        list(range(start, training.steps)),
+        f"{sum(map(len, groups))} alignment maps × {min(training.batch, n)} examples",
+    ):
         if not any(run.active.any() for run in trainer.runs):
             break
         trainer.step(step)

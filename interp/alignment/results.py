@@ -31,12 +31,13 @@ class Alignment(Result):
     `.data` holds over `layer` × `region` × `rank` (per variable): `iia`, the share of held-out examples on which the
     network answers as the causal model does under the interchange, with its 95 % interval `low` to `high` (bootstrap
     over examples), and `train_iia` on those it was fitted to; with `control` in front `control_iia`; example by example
-    `correct` and `control_correct`; over `fit` × … × `step` the training `loss`, in nats. Over `layer` × `region`:
-    `trained` (where it is false, base and sources agree on every training example, and the base run answers), and
-    `moved`, the share of held-out examples whose states differ. Over `example`: `base_correct`, whether the base run
-    gives the label. Of maps that are subspaces, `basis` holds the columns, those of the variables side by side. Of maps
-    with learned boundaries the `boundary`, over … × `step` × `variable`, and the `temperature`, over … × `step`, both
-    in coordinates and as they were before the step.
+    `correct` and `control_correct`; over `fit` × … × `step` the training `loss`, in nats. All are NaN at places that a
+    screening left out. Over `layer` × `region`: `trained` (where it is false, base and sources agree on every training
+    example, and the base run answers), `moved`, the share of held-out examples whose states differ, and `screened`, the
+    loss of the short training by which places were chosen (NaN without one). Over `example`: `base_correct`, whether
+    the base run gives the label. Of maps that are subspaces, `basis` holds the columns, those of the variables side by
+    side. Of maps with learned boundaries the `boundary`, over … × `step` × `variable`, and the `temperature`, over … ×
+    `step`, both in coordinates and as they were before the step.
     """
 
     @property
@@ -49,9 +50,14 @@ class Alignment(Result):
     def best(self) -> dict[str, Any]:
         """Layer, region and rank of the highest IIA (of equal ones the lowest rank, then the earliest)."""
         values = self.data["iia"].transpose("rank", "layer", "region")
-        rank, layer, region = (int(i) for i in np.unravel_index(int(values.values.argmax()), values.shape))
+        rank, layer, region = (int(i) for i in np.unravel_index(int(np.nanargmax(values.values)), values.shape))
         at = {"layer": values["layer"][layer], "region": values["region"][region], "rank": values["rank"][rank]}
         return {name: value.item() for name, value in at.items()}
+
+    @property
+    def was_screened(self) -> bool:
+        """Whether short trainings chose the places that maps were fitted at."""
+        return bool(self.data["screened"].notnull().any())
 
     @property
     def margin(self) -> xarray.DataArray:
@@ -71,10 +77,7 @@ class Alignment(Result):
 
         if "basis" not in self.data:
             raise InterpError(f"Maps of the kind {self.provenance['kind']} are no subspaces.")
-        try:
-            columns = self.data["basis"].sel(layer=layer, region=region, rank=rank).values
-        except KeyError as error:
-            raise InterpError(f"Layer {layer}, region {region!r}, rank {rank}: no such cell was searched.") from error
+        columns = self._fitted({"layer": layer, "region": region, "rank": rank})["basis"].values
         n = rank * len(self.provenance["variables"])
         return Subspace(torch.from_numpy(columns[:, :n].copy()), (rank,) * len(self.provenance["variables"]))
 
@@ -98,7 +101,7 @@ class Alignment(Result):
         """The best cell with its controls, the margin, and what was left out."""
         p, best = self.provenance, self.best
         here = self.data.sel(best)
-        n, searched = self.data.sizes["example"], self.data["iia"].size
+        n, searched = self.data.sizes["example"], int(self.data["iia"].notnull().sum())
         lines = [
             f"Alignment: {self.title}",
             f"  IIA on {n} held-out examples, answers among {p['answers']}; without an interchange "
@@ -113,6 +116,14 @@ class Alignment(Result):
             lines.append(f"  NOT run: {', '.join(missing)}")
         if controls and float(self.margin.sel(best)) <= 0:
             lines.append("  NOT above its controls: what is shown there is the method, not the network")
+        if self.was_screened:
+            losses, went = self.data["screened"], self.data["iia"].notnull().any("rank")
+            on, left = losses.where(went), losses.where(~went)
+            lines.append(
+                f"  screened {int(losses.count())} places by the loss of {p['screening']['steps']} steps at rank "
+                f"{int(self.data['rank'].max())}: {int(on.count())} went on ({float(on.max()):.2f} nats at most), "
+                f"{int(left.count())} did not ({float(left.min()):.2f} at least)"
+            )
         still = int((~self.data["trained"]).sum())
         if still:
             lines.append(
@@ -138,6 +149,23 @@ class Alignment(Result):
         data = xr.concat(maps, xr.Variable("by", ["fit", *names]))
         title = f"Interchange accuracy on held-out examples, rank {rank}: {self.title}"
         return heatmap(data, x="region", y="layer", facet="by", title=title, unit="IIA", diverging=False)
+
+    def plot_screening(self) -> Figure:
+        """What the short trainings by which places were chosen had reached, over layer × region; the chosen outlined.
+
+        Raises:
+            InterpError: every place was searched.
+        """
+        from interp.plots import heatmap
+
+        if not self.was_screened:
+            raise InterpError("No place was left out by a screening; `plot` shows them all.")
+        steps, most = self.provenance["screening"]["steps"], int(self.data["rank"].max())
+        title = f"Log probability of the label after {steps} steps at rank {most}, the chosen outlined: {self.title}"
+        return heatmap(
+            -self.data["screened"], x="region", y="layer", title=title, unit="nats", diverging=False,
+            marks=self.data["iia"].notnull().any("rank"),
+        )  # fmt: skip
 
     def plot_training(self, rank: int | None = None) -> Figure:
         """The training loss of each layer at the best cell's region: a line per layer, smoothed over 40 stretches."""
@@ -165,10 +193,8 @@ class Alignment(Result):
         if "boundary" not in self.data:
             raise InterpError(f"Maps of the kind {self.provenance['kind']} learn no boundaries; Boundless does.")
         at = self._at(layer, region, rank)
-        try:
-            ends, soft = (self.data[name].sel(at, drop=True) for name in ("boundary", "temperature"))
-        except KeyError as error:
-            raise InterpError(f"{at}: no such cell was searched.") from error
+        here = self._fitted(at)
+        ends, soft = (here[name].drop_vars(list(at)) for name in ("boundary", "temperature"))
         ends, width = ends.transpose("variable", "step"), float(self.provenance["width"])
         return curves(
             ends, x="step", line="variable", line_labels=self.provenance["variables"],
@@ -181,6 +207,17 @@ class Alignment(Result):
         """The best cell, but for what is given."""
         given = {"layer": layer, "region": region, "rank": rank}
         return self.best | {name: value for name, value in given.items() if value is not None}
+
+    def _fitted(self, at: dict[str, Any]) -> xarray.Dataset:
+        """What was found in a cell."""
+        where = f"Layer {at['layer']}, region {at['region']!r}, rank {at['rank']}"
+        try:
+            here = self.data.sel(at)
+        except KeyError as error:
+            raise InterpError(f"{where}: no such cell was searched.") from error
+        if here["iia"].isnull():
+            raise InterpError(f"{where}: no map was fitted there; the screening left it out. Choose more places.")
+        return here
 
     def _searched(self, rank: Any) -> int:
         if rank not in self.data["rank"].values:

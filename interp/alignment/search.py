@@ -13,7 +13,8 @@ fitted to. A high IIA alone says little. Beside each stand, unless they are left
 - *random model*: maps fitted to the true labels on the same architecture with random weights.
 
 Cost: the bases and sources run once, and again on the random model. A step reruns, for every cell, what lies above and
-behind its place, forward and backward; nothing else. No weight's gradient is ever computed.
+behind its place, forward and backward; nothing else. No weight's gradient is ever computed. Where all places are still
+too much, `screening` chooses some by a short training (`interp.alignment.screening`); the rest is NaN in the result.
 
 When it misleads: the best of many cells looks better than it is; a subspace may act through paths that the model does
 not use on its own (Makelov et al. 2023, arXiv:2311.17030); and see the note on `RevNet`.
@@ -22,7 +23,7 @@ not use on its own (Makelov et al. 2023, arXiv:2311.17030); and see the note on 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from interp.alignment.fit import Cells, Fitted, Training, answers, fit
 from interp.alignment.language import LanguageContinuation, Place, check_places, kept
 from interp.alignment.maps import AlignmentMap, LowRank, Subspace, Whole
 from interp.alignment.results import CONTROLS, FITS, Alignment
+from interp.alignment.screening import Screening, chosen, screen
 from interp.errors import InterpError, nearest
 from interp.models.language_model import LanguageModel
 from interp.models.reset import reset
@@ -60,6 +62,7 @@ def align(
     ranks: Sequence[int] = (1,),
     kind: Kind = LowRank,
     training: Training = Training(),
+    screening: Screening | None = None,
     controls: Sequence[str] = CONTROLS,
     among_answers: bool = False,
     only_right: bool = True,
@@ -78,6 +81,8 @@ def align(
         ranks: coordinates per variable.
         kind: of the maps.
         training: steps, batch, rate, patience.
+        screening: how the places are chosen that maps are fitted at, by short trainings at the highest rank; if not
+            given, maps are fitted at all of them.
         controls: what to run beside the search. Leaving one out is said in the result.
         among_answers: the network's answer is the highest logit among the task's answers, not of the vocabulary.
         only_right: keep the examples whose base and sources the model answers rightly, by the same rule.
@@ -99,7 +104,7 @@ def align(
     regions = train.regions if regions is None else regions
     places = [Place(Site(part, layer), region) for layer in dict.fromkeys(layers) for region in dict.fromkeys(regions)]
     search = _Search(
-        model, train, test, places, tuple(dict.fromkeys(ranks)), kind, training, among_answers, budget, seed
+        model, train, test, places, tuple(dict.fromkeys(ranks)), kind, training, screening, among_answers, budget, seed
     )
     found = search.run(controls, progress, checkpoint)
     record = provenance(
@@ -107,7 +112,8 @@ def align(
         source=task.source, variables=task.variables, task_seed=task.seed, held_out_seed=held_out.seed, part=part,
         kind=search.kind_name, width=search.width, training=_told(training), controls=list(controls), seed=seed,
         answers=f"the task's {len(_among(train, test))}" if among_answers else f"{model.d_vocab:,} tokens",
-        only_right=only_right, n_train_attempted=len(task), n_train=len(train), n_attempted=len(held_out),
+        screening=None if screening is None else asdict(screening), only_right=only_right,
+        n_train_attempted=len(task), n_train=len(train), n_attempted=len(held_out),
         n_scored=len(test), stopped=search.stopped,
     )  # fmt: skip
     return Alignment(_dataset(search, found, controls, seed), record)
@@ -124,37 +130,45 @@ class _Found:
 
 
 class _Search:
-    """Places × ranks of one model and task."""
+    """Places × ranks of one model and task, at the chosen places."""
 
     def __init__(
         self, model: LanguageModel, train: EncodedInterchange, test: EncodedInterchange, places: list[Place],
-        ranks: tuple[int, ...], kind: Kind, training: Training, among_answers: bool, budget: int | None, seed: int,
+        ranks: tuple[int, ...], kind: Kind, training: Training, screening: Screening | None, among_answers: bool,
+        budget: int | None, seed: int,
     ) -> None:  # fmt: skip
         self.model, self.train, self.test, self.places, self.ranks, self.kind = model, train, test, places, ranks, kind
-        self.training, self.budget, self.seed = training, budget, seed
+        self.training, self.screening, self.budget, self.seed = training, screening, budget, seed
         self.among = _among(train, test) if among_answers else None
         self.stopped: list[str] = []
         self.bases: np.ndarray | None = None
         self.n_variables = len(train.sources)
         self.width, self.kind_name = 0, ""
+        self.chosen, self.screened = np.arange(len(places)), np.full(len(places), np.nan)
 
     def run(self, controls: Sequence[str], progress: Progress, checkpoint: str | Path | None) -> dict[str, _Found]:
         """Correctness of the fitted maps ("task") and of every control."""
         folder, shuffle = None if checkpoint is None else Path(checkpoint), "shuffled labels" in controls
         check_places(self.model, self.places)
-        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]  # mistakes about ranks, before any run
-        self.width, self.kind_name = groups[0].map.width, type(groups[0].map).__name__
+        widest = self._cells(max(self.ranks), 1)  # mistakes about ranks, before any run
+        self.width, self.kind_name = widest.map.width, type(widest.map).__name__
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         seen, unseen = self._continuations(self.model)
         self.trained, self.moved = seen.differs.any(1), unseen.differs.double().mean(1)
+        if self.screening is not None and self.screening.places < int(self.trained.sum()):
+            file = None if folder is None else folder / "screening.safetensors"
+            self.screened = screen(widest, seen, self.train.label, self.training, self.screening,
+                                   progress=progress, checkpoint=file)  # fmt: skip
+            self.chosen = chosen(self.screened, self.screening.places)
+        groups = [self._cells(rank, 1 + shuffle) for rank in self.ranks]
         self.base_correct = (self._best(unseen.base_logits) == self.test.label).cpu().numpy()
         generator = torch.Generator().manual_seed(self.seed)
         coins = [_shuffled(each, generator) for each in (self.train, self.test)]
         targets = torch.stack([self.train.label, coins[0]][: 1 + shuffle])
         fits = fit(groups, seen, targets, self.training, progress=progress,
                    checkpoint=None if folder is None else folder / "task.safetensors")  # fmt: skip
-        n = len(self.places)
+        n = len(self.chosen)
         judged = torch.stack([self.test.label, coins[1]][: 1 + shuffle])
         correct = [self._correct(g, unseen, judged[g.target]) for g in groups]
         known = [self._correct(g, seen, targets[g.target])[:n] for g in groups]
@@ -184,7 +198,7 @@ class _Search:
                    checkpoint=None if folder is None else folder / "random_model.safetensors")  # fmt: skip
         correct = np.stack([self._correct(g, unseen, self.test.label) for g in groups])
         self.stopped += [f"random model: {why}" for one in fits for why in one.stopped if why]
-        return _Found(correct, None, _losses(fits, len(self.places))[0])
+        return _Found(correct, None, _losses(fits, len(self.chosen))[0])
 
     def _continuations(self, model: LanguageModel) -> tuple[LanguageContinuation, LanguageContinuation]:
         seen, unseen = (LanguageContinuation(model, each, self.places, budget=self.budget)
@@ -192,15 +206,15 @@ class _Search:
         return seen, unseen
 
     def _where(self, copies: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        n, device = len(self.places), self.model.device
-        names = [str(place) for place in self.places]
+        n, device = len(self.chosen), self.model.device
+        names = [str(self.places[place]) for place in self.chosen]
         names += [f"{name}, shuffled labels" for name in names[: n * (copies - 1)]]
         cells = torch.arange(n * copies, device=device)
-        return cells % n, cells // n, tuple(names)
+        return torch.from_numpy(self.chosen).to(device)[cells % n], cells // n, tuple(names)
 
     def _cells(self, rank: int, copies: int) -> Cells:
         width = int(self.model.width_of(self.places[0].site) or 0)
-        maps = self.kind(width, (rank,) * self.n_variables, cells=len(self.places) * copies, seed=self.seed)
+        maps = self.kind(width, (rank,) * self.n_variables, cells=len(self.chosen) * copies, seed=self.seed)
         place, target, names = self._where(copies)
         return Cells(maps.to(self.model.device).eval(), place, target, tuple(f"{name}, rank {rank}" for name in names))
 
@@ -268,17 +282,19 @@ def _dataset(search: _Search, found: dict[str, _Found], controls: Sequence[str],
     grid, dims = (len(layers), len(regions)), ("layer", "region", "rank")
 
     def shaped(x: np.ndarray) -> np.ndarray:
-        """[rank, place, …] → [layer, region, rank, …]."""
-        x = np.moveaxis(x, 0, 1)
-        return x.reshape(*grid, *x.shape[1:])
+        """[rank, chosen place, …] → [layer, region, rank, …], NaN at the other places."""
+        kind = x.dtype if np.issubdtype(x.dtype, np.floating) else np.float64
+        whole = np.full((len(search.places), *x.shape[:1], *x.shape[2:]), np.nan, kind)
+        whole[search.chosen] = np.moveaxis(x, 0, 1)
+        return whole.reshape(*grid, *whole.shape[1:])
 
     task, names = found["task"], [name for name in controls if name in found]
     assert task.train_correct is not None
     correct = shaped(task.correct)
-    beside = np.stack([shaped(found[name].correct) for name in names]) if names else np.empty((0, *correct.shape), bool)
-    low, high = bootstrap_interval(correct.astype(float), seed=seed)
+    beside = np.stack([shaped(found[name].correct) for name in names]) if names else np.empty((0, *correct.shape))
+    low, high = bootstrap_interval(correct, seed=seed)
     losses = [found[name].loss if name in found else None for name in FITS]
-    nothing = np.full((len(search.ranks), len(search.places), search.training.steps), np.nan)
+    nothing = np.full((len(search.ranks), len(search.chosen), search.training.steps), np.nan)
     loss = np.stack([shaped(nothing if one is None else one) for one in losses])
     share = {"unit": "IIA"}
     variables: dict[str, Any] = {
@@ -288,6 +304,7 @@ def _dataset(search: _Search, found: dict[str, _Found], controls: Sequence[str],
         "correct": ((*dims, "example"), correct), "control_correct": (("control", *dims, "example"), beside),
         "loss": (("fit", *dims, "step"), loss, {"unit": "nats"}),
         "trained": (dims[:2], search.trained.cpu().numpy().reshape(grid)),
+        "screened": (dims[:2], search.screened.reshape(grid), {"unit": "nats"}),
         "moved": (dims[:2], search.moved.cpu().numpy().reshape(grid), {"unit": "share"}),
         "base_correct": ("example", search.base_correct),
     }  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from interp.alignment import Alignment, Training, align
+from interp.alignment import Alignment, Screening, Training, align
 from interp.alignment.language import LanguageContinuation, Place, right
 from interp.alignment.maps import Subspace
 from interp.alignment.masks import Boundless
 from interp.alignment.revnet import RevNet
+from interp.alignment.screening import chosen
 from interp.errors import InterpError, PairError, ShapeError, SiteError
 from interp.models.reset import reset
 from interp.models.site import Site
@@ -83,7 +86,7 @@ def test_the_random_model_is_trained_on_its_own_states(speaking, tasks, found: A
 
 
 def test_it_is_reproducible_saved_and_resumed(speaking, tasks, found: Alignment, tmp_path) -> None:
-    about = dict(layers=[0, 2], regions=["attractor", "subject", "last"], ranks=[1, 3], training=QUICK, only_right=False,
+    about: dict[str, Any] = dict(layers=[0, 2], regions=["attractor", "subject", "last"], ranks=[1, 3], training=QUICK, only_right=False,
                  among_answers=True)  # fmt: skip
     once = align(speaking, *tasks, **about, checkpoint=tmp_path / "kept")
     again = align(speaking, *tasks, **about, checkpoint=tmp_path / "kept")
@@ -91,6 +94,65 @@ def test_it_is_reproducible_saved_and_resumed(speaking, tasks, found: Alignment,
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"task.safetensors", "random_model.safetensors"}
     found.save(tmp_path / "found.nc")
     assert Alignment.load(tmp_path / "found.nc").data.equals(found.data)
+
+
+def test_a_screening_chooses_places_and_the_rest_is_not_searched(speaking, tasks, tmp_path) -> None:
+    about: dict[str, Any] = dict(regions=["attractor", "subject", "last"], training=QUICK, only_right=False, among_answers=True)
+    screening = Screening(places=2, steps=9)
+    some = align(
+        speaking, *tasks, layers=[0, 2], ranks=[1, 3], screening=screening, checkpoint=tmp_path / "kept", **about
+    )
+    data = some.data
+    # The losses are those of the same short trainings on their own: the mean of the last three of nine steps.
+    alone = align(speaking, *tasks, layers=[0, 2], ranks=[3], controls=(), **about | {"training": Training(9, 4)})
+    np.testing.assert_array_equal(
+        data["screened"], alone.data["loss"].sel(fit="task", rank=3).isel(step=slice(6, None)).mean("step")
+    )
+    went = data["iia"].notnull().any("rank")
+    lowest = np.sort(data["screened"].values[data["trained"].values])[:2]
+    assert int((went & data["trained"]).sum()) == 2
+    np.testing.assert_array_equal(np.sort(data["screened"].values[(went & data["trained"]).values]), lowest)
+    for name in ("iia", "low", "train_iia", "loss", "correct", "control_iia", "control_correct", "basis"):
+        assert bool(data[name].where(~went).isnull().all()), name
+        assert bool(data[name].where(went & data["trained"]).notnull().any()), name
+    places = went.stack(place=("layer", "region"))
+    layer, region = places[places]["place"].values[0]
+    whole = align(speaking, *tasks, layers=[layer], regions=[region], ranks=[1, 3], training=QUICK, only_right=False,
+                  among_answers=True, controls=["full swap"])  # fmt: skip
+    np.testing.assert_array_equal(
+        data["control_correct"].sel(control="full swap", layer=layer, region=region),
+        whole.data["control_correct"].sel(control="full swap", layer=layer, region=region),
+    )
+    left = places[~places]["place"].values[0]
+    with pytest.raises(InterpError, match="the screening left it out"):
+        some.basis(*left, 1)
+    assert "went on" in repr(some) and some.best["layer"] in (0, 2)
+    marks = some.plot_screening()
+    assert "the chosen outlined" in marks.layout.title.text
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        "screening.safetensors", "task.safetensors", "random_model.safetensors"
+    }  # fmt: skip
+    again = align(
+        speaking, *tasks, layers=[0, 2], ranks=[1, 3], screening=screening, checkpoint=tmp_path / "kept", **about
+    )
+    assert again.data.equals(data)
+
+
+def test_a_screening_of_no_more_places_than_it_wants_is_none(speaking, tasks, found: Alignment) -> None:
+    about: dict[str, Any] = dict(layers=[0, 2], regions=["attractor", "subject", "last"], ranks=[1, 3], training=QUICK, only_right=False,
+                 among_answers=True)  # fmt: skip
+    every = align(speaking, *tasks, screening=Screening(places=6), **about)
+    assert every.data.equals(found.data) and "went on" not in repr(every)
+    with pytest.raises(InterpError, match="plot. shows them all"):
+        every.plot_screening()
+    with pytest.raises(InterpError, match="at least one of each"):
+        Screening(places=0)
+
+
+def test_the_lowest_losses_go_on_and_those_that_are_not_known() -> None:
+    losses = np.array([3.0, np.nan, 1.0, 2.0, np.nan, 0.5])
+    assert chosen(losses, 2).tolist() == [1, 2, 4, 5]
+    assert chosen(losses, 9).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_pictures(found: Alignment) -> None:

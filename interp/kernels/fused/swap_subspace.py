@@ -6,6 +6,7 @@ read the coordinates and once to write the result; the second time they come fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
@@ -218,7 +219,10 @@ class _Tiled:
 
 
 def tile(rank: int, edits: int, split: bool) -> dict[str, Any]:
-    """Sizes of a program's tile, for so many edits; larger ones where the matrix units multiply (`split`)."""
+    """Sizes of a program's tile, for so many edits; larger ones where the matrix units multiply (`split`).
+
+    `num_warps`: 128 coordinates of a tile do not fit into the registers of four.
+    """
     columns = padded(rank, 16)
     large = split and columns <= 64
     return {
@@ -226,7 +230,13 @@ def tile(rank: int, edits: int, split: bool) -> dict[str, Any]:
         "EDITS": MANY_EDITS if large and edits >= MANY else FEW_EDITS,
         "COLUMNS": 64 if large else 32 if columns <= 32 else 16,
         "RANK": columns,
+        "num_warps": 8 if columns > 64 else 4,
     }
+
+
+def basis_tile(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of a program of `swap_basis_backward` beside such tiles; R's gradient leaves it room for few edits."""
+    return {name: sizes[name] for name in ("COLUMNS", "RANK", "num_warps")} | {"EDITS": FEW_EDITS}
 
 
 def _tile_for(basis: Tensor, edits: int) -> dict[str, Any]:
@@ -275,7 +285,7 @@ class _SwapSubspace(torch.autograd.Function):
                 swap_basis_backward[(len(basis), triton.cdiv(width, sizes["COLUMNS"]))](
                     grad, x, source, grad_basis, read, told, tiled.place, tiled.row, tiled.first_of,
                     groups, width, rank, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), source.stride(0),
-                    **{name: sizes[name] for name in ("EDITS", "COLUMNS", "RANK")},
+                    **basis_tile(sizes),
                 )  # fmt: skip
         whole = torch.zeros(source.shape, dtype=torch.float32, device=grad.device)
         grad_source = whole.index_add_(0, tiled.row, grad_edit).to(source.dtype) if ctx.needs_input_grad[1] else None
