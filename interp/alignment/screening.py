@@ -37,7 +37,7 @@ class Screening:
     """
 
     places: int = 4
-    steps: int = 30
+    steps: int = 20
 
     def __post_init__(self) -> None:
         if min(self.places, self.steps) < 1:

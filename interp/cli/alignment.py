@@ -27,7 +27,7 @@ def align(
     screen: Annotated[
         int, typer.Option(help="Places (layer and region) that go on after a short training at all; 0: all of them.")
     ] = 4,
-    screen_steps: Annotated[int, typer.Option(help="Of the short training, at the highest rank.")] = 30,
+    screen_steps: Annotated[int, typer.Option(help="Of the short training, at the highest rank.")] = 20,
     controls: Annotated[bool, typer.Option(help="Run the controls, without which an IIA says little.")] = True,
     among_answers: Annotated[
         bool, typer.Option(help="The answer is the best of the task's, not of the vocabulary.")

@@ -97,7 +97,9 @@ def test_it_is_reproducible_saved_and_resumed(speaking, tasks, found: Alignment,
 
 
 def test_a_screening_chooses_places_and_the_rest_is_not_searched(speaking, tasks, tmp_path) -> None:
-    about: dict[str, Any] = dict(regions=["attractor", "subject", "last"], training=QUICK, only_right=False, among_answers=True)
+    about: dict[str, Any] = dict(
+        regions=["attractor", "subject", "last"], training=QUICK, only_right=False, among_answers=True
+    )
     screening = Screening(places=2, steps=9)
     some = align(
         speaking, *tasks, layers=[0, 2], ranks=[1, 3], screening=screening, checkpoint=tmp_path / "kept", **about
