@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping._import_hook import JaxtypingTransformer
 
 # Triton's kernels are tested on the CPU, by Triton's interpreter; it must be told before triton is first imported.
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _outer_only(visit):
+    def visited(self, node):
+        inside = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
+        return node if inside else visit(self, node)
+
+    return visited
+
+
+# Types are checked while the tests run, but not those of functions inside of functions: they are made anew at every call
+# (a hook at every attachment), and to wrap them took six times as long as the tests themselves.
+JaxtypingTransformer.visit_FunctionDef = _outer_only(JaxtypingTransformer.visit_FunctionDef)
 
 
 @pytest.fixture(scope="session")
