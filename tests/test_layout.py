@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
+
+from interp.alignment.screening import chosen
 
 PACKAGE = Path(__file__).parents[1] / "interp"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -27,6 +31,11 @@ def test_hooks_are_registered_in_one_file() -> None:
 def test_no_file_has_a_name_that_could_hold_anything() -> None:
     assert SOURCES
     assert not [path for path in SOURCES if path.name in VAGUE]
+
+
+def test_annotated_shapes_are_checked_in_this_run() -> None:
+    with pytest.raises(TypeCheckError, match="place"):
+        chosen(np.zeros((2, 2)), 1)
 
 
 def imported(statement: str) -> tuple[float, set[str]]:
